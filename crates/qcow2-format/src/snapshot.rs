@@ -1,0 +1,147 @@
+//! The snapshot table (`format.md` section 6).
+
+use crate::bytes::{be16, be32, be64, round_up_8};
+use crate::error::FormatError;
+use crate::limits;
+use crate::units::HostOffset;
+
+/// Bytes of an entry before its extra data.
+const FIXED: u64 = 40;
+
+/// An entry of the snapshot table. Its L1 table is *not* checked: a damaged snapshot must not keep the active disk from opening.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Where the entry begins in the file.
+    pub entry_offset: HostOffset,
+    /// Where its L1 table lies.
+    pub l1_offset: HostOffset,
+    /// Entries of its L1 table.
+    pub l1_entries: u32,
+    /// Unique id, by convention a decimal number; the bytes as they stand.
+    pub id: Vec<u8>,
+    /// Name; the bytes as they stand.
+    pub name: Vec<u8>,
+    /// Seconds since 1970 when it was taken.
+    pub date_sec: u32,
+    /// Nanoseconds beside them.
+    pub date_nsec: u32,
+    /// The guest's clock in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// Bytes of saved machine state.
+    pub vm_state_size: u64,
+    /// Virtual size in bytes at that time, if recorded.
+    pub disk_size: Option<u64>,
+    /// Instruction count, if recorded.
+    pub icount: Option<u64>,
+    /// Extra data behind the fields that are known here, kept as they are.
+    pub unknown_extra: Vec<u8>,
+}
+
+/// Reads a snapshot table of `count` entries that begins at `offset` of the file.
+///
+/// `bytes` begins there too and goes on as far as the file or the table's limit does. Returns the entries and the table's length in
+/// bytes.
+///
+/// # Errors
+/// [`FormatError::SnapshotTableTruncated`], [`FormatError::SnapshotTableTooLarge`], [`FormatError::SnapshotExtra`], or
+/// [`FormatError::SnapshotIncomplete`] in a version 3 image.
+pub fn parse_snapshot_table(
+    bytes: &[u8],
+    offset: HostOffset,
+    count: u32,
+    version3: bool,
+) -> Result<(Vec<Snapshot>, u64), FormatError> {
+    let mut snapshots = Vec::new();
+    let mut at = 0u64;
+    for index in 0..count {
+        let entry_offset = HostOffset(offset.0.saturating_add(at));
+        let truncated = FormatError::SnapshotTableTruncated {
+            offset: entry_offset.0,
+            index,
+        };
+        let Some(begin) = usize::try_from(at).ok().and_then(|at| bytes.get(at..)) else {
+            return Err(truncated);
+        };
+        let (snapshot, length) = parse_one(begin, entry_offset, index, version3, truncated)?;
+        at = round_up_8(at.saturating_add(length)).unwrap_or(u64::MAX);
+        if at > limits::MAX_SNAPSHOT_TABLE_BYTES {
+            return Err(FormatError::SnapshotTableTooLarge {
+                offset: entry_offset.0,
+                index,
+                overhanging: count.saturating_sub(index),
+            });
+        }
+        snapshots.push(snapshot);
+    }
+    Ok((snapshots, at))
+}
+
+fn parse_one(
+    bytes: &[u8],
+    entry_offset: HostOffset,
+    index: u32,
+    version3: bool,
+    truncated: FormatError,
+) -> Result<(Snapshot, u64), FormatError> {
+    let fixed = || {
+        Some((
+            be64(bytes, 0)?,
+            be32(bytes, 8)?,
+            be16(bytes, 12)?,
+            be16(bytes, 14)?,
+            be32(bytes, 16)?,
+            be32(bytes, 20)?,
+        ))
+    };
+    let rest = || Some((be64(bytes, 24)?, be32(bytes, 32)?, be32(bytes, 36)?));
+    let (
+        Some((l1_offset, l1_entries, id_len, name_len, date_sec, date_nsec)),
+        Some((vm_clock_nsec, vm_state, extra_len)),
+    ) = (fixed(), rest())
+    else {
+        return Err(truncated);
+    };
+    if extra_len > limits::MAX_SNAPSHOT_EXTRA {
+        return Err(FormatError::SnapshotExtra {
+            offset: entry_offset.0,
+            index,
+            length: extra_len,
+        });
+    }
+    if version3 && extra_len < 16 {
+        return Err(FormatError::SnapshotIncomplete {
+            offset: entry_offset.0,
+            index,
+            length: extra_len,
+        });
+    }
+    let mut at = FIXED;
+    let mut take = |length: u64| {
+        let begin = at;
+        at = at.saturating_add(length);
+        bytes.get(usize::try_from(begin).ok()?..usize::try_from(at).ok()?)
+    };
+    let parts = (
+        take(u64::from(extra_len)),
+        take(u64::from(id_len)),
+        take(u64::from(name_len)),
+    );
+    let (Some(extra), Some(id), Some(name)) = parts else {
+        return Err(truncated);
+    };
+    let snapshot = Snapshot {
+        entry_offset,
+        l1_offset: HostOffset(l1_offset),
+        l1_entries,
+        id: id.to_vec(),
+        name: name.to_vec(),
+        date_sec,
+        date_nsec,
+        vm_clock_nsec,
+        vm_state_size: be64(extra, 0).unwrap_or(u64::from(vm_state)),
+        disk_size: be64(extra, 8),
+        icount: be64(extra, 16).filter(|&icount| icount != u64::MAX),
+        unknown_extra: extra.get(24..).unwrap_or_default().to_vec(),
+    };
+    Ok((snapshot, at))
+}
