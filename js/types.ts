@@ -357,7 +357,11 @@ export interface CheckResult {
 }
 
 /** Options of {@link measure}: of the target, and of `open` for a source. */
-export interface MeasureOptions extends Pick<CreateOptions, 'clusterSize' | 'compat' | 'refcountBits' | 'extendedL2' | 'preallocation' | 'dataFile' | 'dataFileRaw' | 'backing' | 'backingFormat'> {
+export interface MeasureOptions
+  extends Pick<
+    CreateOptions,
+    'clusterSize' | 'compat' | 'refcountBits' | 'extendedL2' | 'preallocation' | 'dataFile' | 'dataFileRaw' | 'backing' | 'backingFormat'
+  > {
   /** Target format. Default `'raw'` as qemu-img. */
   format?: Format
   sourceFormat?: Format
