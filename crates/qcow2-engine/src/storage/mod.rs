@@ -1,0 +1,112 @@
+//! Where bytes of one file live.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use qcow2_format::HostOffset;
+
+/// What tells two files apart, whatever they are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The device.
+    pub device: u64,
+    /// The inode (or file index) on it.
+    pub inode: u64,
+}
+
+/// A stretch of a file that is all data or all hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Whether it may hold anything but zeros.
+    pub data: bool,
+    /// Where it ends; at most the length of the file.
+    pub end: HostOffset,
+}
+
+/// One read of a batch. `filled` is set to the bytes that were there: fewer than asked for only at the end of the file.
+#[derive(Debug)]
+pub struct ReadRequest<'a> {
+    /// Where to read.
+    pub offset: HostOffset,
+    /// Where the bytes go.
+    pub buffer: &'a mut [u8],
+    /// How many there were.
+    pub filled: usize,
+}
+
+/// One write of a batch.
+#[derive(Debug)]
+pub struct WriteRequest<'a> {
+    /// Where to write.
+    pub offset: HostOffset,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Bytes of one file: positioned, shared between threads, without a cursor.
+///
+/// Contracts: a call has finished when it returns; `read_at` is short only at the end of the file; a write beyond the end grows the file,
+/// and what lies between reads as zeros; nothing is durable before `sync` returns.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// Length in bytes, now.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Reads into `buffer`, returns how many bytes there were.
+    fn read_at(&self, offset: HostOffset, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes all of `bytes`.
+    fn write_at(&self, offset: HostOffset, bytes: &[u8]) -> io::Result<()>;
+
+    /// Reads a batch: a backend that can have several under way overrides this.
+    fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> io::Result<()> {
+        for request in requests {
+            request.filled = self.read_at(request.offset, request.buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a batch, in no particular order.
+    fn write_batch(&self, requests: &[WriteRequest<'_>]) -> io::Result<()> {
+        requests.iter().try_for_each(|request| self.write_at(request.offset, request.bytes))
+    }
+
+    /// Sets the length; new bytes read as zeros.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+
+    /// Makes everything written so far durable.
+    fn sync(&self) -> io::Result<()>;
+
+    /// The extent that `offset`, which is inside the file, lies in. A storage that cannot tell says: data up to the end.
+    fn extent(&self, offset: HostOffset) -> io::Result<Extent> {
+        let _ = offset;
+        Ok(Extent { data: true, end: HostOffset(self.length()?) })
+    }
+
+    /// Makes a range read as zeros and gives its space back. `false`: not possible here, nothing was changed.
+    fn punch(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
+        let _ = (offset, length);
+        Ok(false)
+    }
+
+    /// Reserves space for a range, which keeps its bytes and reads as zeros where it is new. `false`: not possible here.
+    fn allocate(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
+        let _ = (offset, length);
+        Ok(false)
+    }
+
+    /// Bytes that the file takes on its device, if known.
+    fn allocated_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// What tells this file apart, if it is one.
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
+
+    /// The path it was opened by, for messages.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+}
