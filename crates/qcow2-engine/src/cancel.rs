@@ -30,6 +30,10 @@ impl CancelToken {
     /// # Errors
     /// [`Error::Cancelled`] once cancelled.
     pub fn check(&self) -> Result<()> {
-        if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+        if self.is_cancelled() {
+            Err(Error::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 }

@@ -146,7 +146,9 @@ impl Error {
     pub fn offset(&self) -> Option<u64> {
         match self {
             Self::Format { error, .. } => error.offset(),
-            Self::Entry { offset, .. } | Self::Truncated { offset, .. } | Self::Decompress { offset, .. } => Some(offset.0),
+            Self::Entry { offset, .. } | Self::Truncated { offset, .. } | Self::Decompress { offset, .. } => {
+                Some(offset.0)
+            }
             _ => None,
         }
     }
@@ -189,7 +191,9 @@ impl Error {
         match self {
             Self::Format { error, .. } => error.details(),
             Self::Entry { guest, fault, .. } => vec![("guest", guest.0.to_string()), ("fault", format!("{fault:?}"))],
-            Self::Truncated { length, file_length, .. } => {
+            Self::Truncated {
+                length, file_length, ..
+            } => {
                 vec![("length", length.to_string()), ("fileLength", file_length.to_string())]
             }
             Self::Decompress { guest, .. } => vec![("guest", guest.0.to_string())],
@@ -215,15 +219,35 @@ impl std::fmt::Display for Error {
         }
         match self {
             Self::Format { error, .. } => write!(f, "{error}"),
-            Self::Entry { table, offset, guest, fault, .. } => {
-                write!(f, "the {table} entry at {offset} for guest offset {guest} cannot be followed: {fault}")
+            Self::Entry {
+                table,
+                offset,
+                guest,
+                fault,
+                ..
+            } => {
+                write!(
+                    f,
+                    "the {table} entry at {offset} for guest offset {guest} cannot be followed: {fault}"
+                )
             }
-            Self::Truncated { table, offset, length, file_length, .. } => write!(
+            Self::Truncated {
+                table,
+                offset,
+                length,
+                file_length,
+                ..
+            } => write!(
                 f,
                 "the image is truncated: {table} at {offset} of {length} bytes passes the end of the file at {file_length:#x}"
             ),
-            Self::Decompress { offset, guest, error, .. } => {
-                write!(f, "the compressed cluster at {offset} for guest offset {guest} cannot be decompressed: {error}")
+            Self::Decompress {
+                offset, guest, error, ..
+            } => {
+                write!(
+                    f,
+                    "the compressed cluster at {offset} for guest offset {guest} cannot be decompressed: {error}"
+                )
             }
             Self::Codec(error) => write!(f, "{error}"),
             Self::Io { operation, source, .. } => write!(f, "{operation}: {source}"),
@@ -232,7 +256,10 @@ impl std::fmt::Display for Error {
             }
             Self::Locked { permission, shared, .. } => {
                 let shared = if *shared { "shared " } else { "" };
-                write!(f, "failed to get {shared}\"{permission}\" lock: is another process using the image?")
+                write!(
+                    f,
+                    "failed to get {shared}\"{permission}\" lock: is another process using the image?"
+                )
             }
             Self::Limit { limit, allowed, wanted } => {
                 write!(f, "{limit} is {allowed}, but {wanted} would be needed")

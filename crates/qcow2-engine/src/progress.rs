@@ -43,12 +43,18 @@ impl std::fmt::Debug for Progress {
 impl Progress {
     /// A channel that calls `listener`.
     pub fn new(listener: impl Fn(ProgressReport) + Send + Sync + 'static) -> Self {
-        Self { listener: Some(Box::new(listener)), state: Mutex::default() }
+        Self {
+            listener: Some(Box::new(listener)),
+            state: Mutex::default(),
+        }
     }
 
     /// A channel that nobody listens to.
     pub fn silent() -> Self {
-        Self { listener: None, state: Mutex::default() }
+        Self {
+            listener: None,
+            state: Mutex::default(),
+        }
     }
 
     /// Begins a phase of `total` bytes.
@@ -98,6 +104,9 @@ pub struct JobContext {
 impl JobContext {
     /// For callers that neither stop nor watch.
     pub fn quiet() -> Self {
-        Self { cancel: CancelToken::new(), progress: Progress::silent() }
+        Self {
+            cancel: CancelToken::new(),
+            progress: Progress::silent(),
+        }
     }
 }

@@ -1,1 +1,1 @@
-//! placeholder
+//! The N-API boundary: conversions between JavaScript values and engine calls.

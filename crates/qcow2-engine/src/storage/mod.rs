@@ -68,7 +68,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Writes a batch, in no particular order.
     fn write_batch(&self, requests: &[WriteRequest<'_>]) -> io::Result<()> {
-        requests.iter().try_for_each(|request| self.write_at(request.offset, request.bytes))
+        requests
+            .iter()
+            .try_for_each(|request| self.write_at(request.offset, request.bytes))
     }
 
     /// Sets the length; new bytes read as zeros.
@@ -80,7 +82,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// The extent that `offset`, which is inside the file, lies in. A storage that cannot tell says: data up to the end.
     fn extent(&self, offset: HostOffset) -> io::Result<Extent> {
         let _ = offset;
-        Ok(Extent { data: true, end: HostOffset(self.length()?) })
+        Ok(Extent {
+            data: true,
+            end: HostOffset(self.length()?),
+        })
     }
 
     /// Makes a range read as zeros and gives its space back. `false`: not possible here, nothing was changed.
