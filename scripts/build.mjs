@@ -1,0 +1,71 @@
+// Makes what is published: the addon with its generated loader, the TypeScript build, the ESM entry.
+//   node scripts/build.mjs --profile release|fast
+// `fast` is the same code without link-time optimisation. A step whose inputs did not change is left out.
+import { chmodSync, existsSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { bin, must, root } from './lib/run.mjs'
+import { digest, readStamp, writeStamp } from './lib/stamp.mjs'
+
+/** Builds both halves. Says on stderr what it does, and nothing when there is nothing to do. */
+export async function build({ profile }) {
+  await buildAddon(profile)
+  await buildTypeScript()
+}
+
+async function buildAddon(profile) {
+  const inputs = digest('Cargo.toml', 'Cargo.lock', 'crates', '.cargo')
+  // A release build serves wherever a fast one is asked for.
+  const good = profile === 'fast' ? [`fast ${inputs}`, `release ${inputs}`] : [`${profile} ${inputs}`]
+  const stamp = readStamp('addon') ?? ''
+  if (good.some((value) => stamp === `${value} ${outputs()}`)) return
+  process.stderr.write(`building the addon (${profile}) …\n`)
+  const args = ['build', '--platform', '--manifest-path', 'crates/qcow2-node/Cargo.toml', '--output-dir', '.']
+  args.push(...(profile === 'release' ? ['--release'] : ['--profile', profile]))
+  if (process.env.CI && existsSync(join(root, 'Cargo.lock'))) args.push('--', '--locked')
+  await must(bin('napi'), args, { show: Boolean(process.env.CI) })
+  writeStamp('addon', `${profile} ${inputs} ${outputs()}`)
+}
+
+/** What napi writes, so that a build from another checkout or a deleted file is noticed. */
+function outputs() {
+  const addons = readdirSync(root).filter((name) => name.endsWith('.node'))
+  const marks = addons.map((name) => `${name}:${statSync(join(root, name)).size}:${Math.floor(statSync(join(root, name)).mtimeMs)}`)
+  return `${marks.sort().join(',')} ${digest('index.js', 'index.d.ts')}`
+}
+
+async function buildTypeScript() {
+  const inputs = digest('js', 'tsconfig.json', 'tsconfig.build.json', 'index.d.ts')
+  if (readStamp('typescript') === inputs && existsSync(join(root, 'dist', 'index.mjs'))) return
+  process.stderr.write('building the TypeScript …\n')
+  // Built beside it and swapped: a file that was renamed must not survive in what is published, and a failure leaves the old build.
+  const fresh = join(root, 'dist.new')
+  rmSync(fresh, { recursive: true, force: true })
+  await must(bin('tsc'), ['-p', 'tsconfig.build.json', '--outDir', fresh])
+  writeEsmEntry(fresh)
+  const main = join(fresh, 'cli', 'main.js')
+  if (existsSync(main)) chmodSync(main, 0o755)
+  rmSync(join(root, 'dist'), { recursive: true, force: true })
+  renameSync(fresh, join(root, 'dist'))
+  writeStamp('typescript', inputs)
+}
+
+/**
+ * The ESM entry re-exports the CommonJS build, name by name: both kinds of user then hold the same classes, so that `instanceof` is true
+ * across them.
+ */
+function writeEsmEntry(folder) {
+  const names = Object.keys(createRequire(import.meta.url)(join(folder, 'index.js'))).filter((name) => name !== '__esModule')
+  writeFileSync(join(folder, 'index.mjs'), `export { ${names.sort().join(', ')} } from './index.js'\n`)
+  writeFileSync(join(folder, 'index.d.mts'), `export * from './index.js'\n`)
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) {
+  const profile = process.argv[process.argv.indexOf('--profile') + 1]
+  if (!['release', 'fast'].includes(profile)) throw new Error('usage: node scripts/build.mjs --profile release|fast')
+  await build({ profile }).catch((error) => {
+    process.stderr.write(`${error.message}\n`)
+    process.exitCode = 1
+  })
+}
