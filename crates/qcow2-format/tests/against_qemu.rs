@@ -1,6 +1,7 @@
 //! Headers that qemu-img writes are read, and written again to the same bytes.
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::indexing_slicing,
     reason = "a test stops at the first surprise"
 )]
