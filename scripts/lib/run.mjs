@@ -6,39 +6,62 @@ import { fileURLToPath } from 'node:url'
 /** The folder of package.json. */
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
 
-/** The folder of the tools that package.json pins. */
+/** The path of a tool that package.json pins. */
 export const bin = (name) => join(root, 'node_modules', '.bin', name)
 
 /**
  * Runs a command in the package's folder and resolves to `{ code, output }`, both streams in one text. With `show`, its output also goes to
- * stderr as it comes: stdout belongs to the commands that `npm start` runs.
+ * stderr as it comes: stdout belongs to the commands that `npm start` runs. With `timeoutSeconds`, the command and everything it started
+ * end then, and that is a failure.
  */
-export function run(command, args, { show = false, env = {}, cwd = root, onLine, timeoutSeconds = 0 } = {}) {
+export function run(command, args, { show = false, env = {}, cwd = root, timeoutSeconds = 0 } = {}) {
   return new Promise((resolve) => {
+    const windows = process.platform === 'win32'
+    const group = timeoutSeconds > 0 && !windows
     const child = spawn(command, args, {
       cwd,
-      env: { ...process.env, ...env },
+      env: { ...process.env, NO_COLOR: '1', FORCE_COLOR: undefined, ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
-      shell: process.platform === 'win32',
-      timeout: timeoutSeconds * 1000,
+      shell: windows,
+      detached: group,
     })
+    const end = (signal) => (group ? killGroup(child.pid, signal) : child.kill(signal))
+    // A group of its own does not hear the terminal's Ctrl-C.
+    const pass = (signal) => {
+      end(signal)
+      process.exit(130)
+    }
+    if (group) for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, pass)
+    let note = ''
+    const expire = () => {
+      note = `\n${command}: ended after ${timeoutSeconds} seconds\n`
+      end('SIGKILL')
+    }
+    const timer = timeoutSeconds > 0 ? setTimeout(expire, timeoutSeconds * 1000) : undefined
     let output = ''
-    let rest = ''
     const take = (chunk) => {
       output += chunk
       if (show) process.stderr.write(chunk)
-      if (!onLine) return
-      const lines = (rest + chunk).split('\n')
-      rest = lines.pop()
-      for (const line of lines) onLine(line)
     }
     for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', take)
-    child.on('error', (error) => resolve({ code: 127, output: `${command}: ${error.message}\n` }))
+    child.on('error', (error) => {
+      note += `${command}: ${error.message}\n`
+    })
     child.on('close', (code, signal) => {
-      if (onLine && rest) onLine(rest)
-      resolve({ code: code ?? 1, output: signal ? `${output}\n${command} was ended by ${signal}\n` : output })
+      clearTimeout(timer)
+      for (const name of ['SIGINT', 'SIGTERM']) process.removeListener(name, pass)
+      if (signal && !note) note = `\n${command}: ended by ${signal}\n`
+      resolve({ code: code === null || code < 0 ? 1 : code, output: output + note })
     })
   })
+}
+
+function killGroup(pid, signal) {
+  try {
+    process.kill(-pid, signal)
+  } catch {
+    // It ended by itself.
+  }
 }
 
 /** Runs a command and throws with its output if it fails. */
