@@ -73,7 +73,10 @@ export interface FileWindow {
   size?: ByteCount
 }
 
-/** Bytes that live in memory. See {@link memoryStorage}. */
+/** Where a job may write: a path, a `file:` URL, or {@link MemoryStorage}. */
+export type Target = string | URL | MemoryStorage
+
+/** Bytes that live in memory. Made by `memoryStorage()`. */
 export interface MemoryStorage {
   readonly kind: 'memory'
   /** Length in bytes. */
@@ -90,7 +93,7 @@ export interface MemoryStorage {
   close(): void
 }
 
-/** Where an image may come from. A `Uint8Array` is copied at the call. */
+/** Where an image may come from: a path, a `file:` URL, bytes (copied at the call), a part of a file, or {@link MemoryStorage}. */
 export type Source = string | URL | Uint8Array | FileWindow | MemoryStorage
 
 /** Options that every call which reads an image takes. */
@@ -115,6 +118,9 @@ export interface OpenOptions {
   signal?: AbortSignal
 }
 
+/** {@link OpenOptions} without what only makes sense for one opened disk: what jobs take for their sources. */
+export type SourceOptions = Omit<OpenOptions, 'format' | 'snapshot' | 'signal'>
+
 /** What was found on opening that a reader should know. */
 export interface Notice {
   /** Stable, such as `'DIRTY'`, `'CORRUPT'`, `'MAY_BE_TORN'`, `'UNKNOWN_AUTOCLEAR'`, `'REFCOUNT_TABLE'`. */
@@ -124,13 +130,13 @@ export interface Notice {
   depth: number
 }
 
-/** One layer of an opened chain. */
-export interface ChainLayer {
+/** One layer of an opened chain. `N` is `bigint` if the option `bigint` is set, else `number`. */
+export interface ChainLayer<N extends ByteCount = ByteCount> {
   depth: number
   format: Format
   /** Path of the file; absent for memory. */
   path?: string
-  virtualSize: number | bigint
+  virtualSize: N
   clusterSize?: number
   /** The recorded name of the backing file, if any. */
   backingFile?: string
@@ -139,12 +145,12 @@ export interface ChainLayer {
   dataFile?: string
 }
 
-/** An internal snapshot. */
-export interface SnapshotInfo {
+/** An internal snapshot. Id and name are the image's own words: never use them as a path, and escape them before a terminal sees them. */
+export interface SnapshotInfo<N extends ByteCount = ByteCount> {
   id: string
   name: string
   /** Bytes of saved machine state; 0 if none. */
-  vmStateSize: number | bigint
+  vmStateSize: N
   /** When it was taken. */
   date: Date
   dateSec: number
@@ -154,15 +160,15 @@ export interface SnapshotInfo {
   /** Instruction count; absent if the entry carries none. */
   icount?: bigint
   /** Virtual size in bytes at that time. */
-  diskSize: number | bigint
+  diskSize: N
 }
 
-/** A maximal guest range with one answer. */
-export interface Run {
+/** A maximal guest range with one answer. `N` is `bigint` if the option `bigint` is set, else `number`. */
+export interface Run<N extends ByteCount = ByteCount> {
   /** Guest offset in bytes. */
-  start: number | bigint
+  start: N
   /** Length in bytes. */
-  length: number | bigint
+  length: N
   /** Layer that answered. For an unallocated run: the lowest layer. */
   depth: number
   /** Allocated in some layer of the chain (a zero cluster is). */
@@ -173,7 +179,7 @@ export interface Run {
   data: boolean
   compressed: boolean
   /** Offset in the file at `path`, where the bytes stand as they are. */
-  offset?: number | bigint
+  offset?: N
   /** The file of `offset`; absent for memory. */
   path?: string
 }
@@ -188,209 +194,21 @@ export interface Progress {
 /** Options that every job takes. */
 export interface JobOptions {
   signal?: AbortSignal
-  /** Called at most ten times a second, and once at the end. */
+  /** Called at most ten times a second, and once at the end. An exception that it throws cancels the job and becomes its rejection. */
   onProgress?: (progress: Progress) => void
 }
 
-/** A running job: awaitable, iterable (its progress), cancellable. */
+/**
+ * A running job: awaitable, iterable (its progress), cancellable. It has begun when it is returned. Iterating yields the newest progress
+ * whenever there is a newer one and ends with the job, throwing what the job rejects with; leaving the loop early does not cancel it.
+ */
 export interface Job<T> extends PromiseLike<T>, AsyncIterable<Progress> {
   /** The newest progress, without waiting. */
   readonly progress: Progress
-  /** Asks the job to stop; it then rejects with `ERR_QCOW2_CANCELLED`. */
+  /** Asks the job to stop; it then rejects with `ERR_QCOW2_CANCELLED`. After its end this does nothing. */
   cancel(): void
   catch<R = never>(onRejected?: ((reason: unknown) => R | PromiseLike<R>) | null): Promise<T | R>
   finally(onFinally?: (() => void) | null): Promise<T>
-}
-
-/** Options of a new image. Numbers of the format are checked against compat and each other. */
-export interface CreateOptions {
-  /** Virtual size. May be left out with `backing`: then the size of the backing file. Rounded up to 512 bytes. */
-  size?: SizeOption
-  /** `'qcow2'` (default; by extension for `.raw`) or `'raw'`. */
-  format?: Format
-  /** Bytes, a power of two from 512 to 2 MiB. Default 65536. */
-  clusterSize?: SizeOption
-  /** `'1.1'` (version 3, default) or `'0.10'` (version 2); `'v3'` and `'v2'` mean the same. */
-  compat?: '1.1' | '0.10' | 'v3' | 'v2'
-  /** 1, 2, 4, 8, 16 (default), 32 or 64. */
-  refcountBits?: number
-  extendedL2?: boolean
-  lazyRefcounts?: boolean
-  /** How compressed clusters of this image are compressed. Default `'zlib'`. */
-  compressionType?: Compression
-  /** Name of the backing file as it is recorded, relative to the new image's folder. */
-  backing?: string
-  /** Required with `backing`. */
-  backingFormat?: Format
-  /** Record the backing file without opening it (then `size` is needed). Default false. */
-  backingUnchecked?: boolean
-  preallocation?: Preallocation
-  /** Name of the external data file, which is created, relative to the new image's folder. */
-  dataFile?: string
-  /** The external data file alone is a valid raw image. */
-  dataFileRaw?: boolean
-  /** Sets the file's no-copy-on-write attribute where the file system has it. */
-  nocow?: boolean
-  /** Extent size hint in bytes, where the file system has it; 0 for none. */
-  extentSizeHint?: SizeOption
-  /** Replace an existing file. Default false: `ERR_QCOW2_EXISTS`. */
-  overwrite?: boolean
-  /** Sync the file and its folder before the call resolves. Default false. */
-  durable?: boolean
-  /** Where `backing` may lie is not restricted here: creating is the caller's own act. */
-  signal?: AbortSignal
-}
-
-/** What {@link create} made. */
-export interface CreateResult {
-  path?: string
-  format: Format
-  virtualSize: number | bigint
-  /** Length of the file in bytes. */
-  fileSize: number
-}
-
-/** Options of {@link convert}. */
-export interface ConvertOptions extends JobOptions, Omit<CreateOptions, 'size' | 'signal' | 'backingUnchecked' | 'format'> {
-  /** Target format: as said, else by the target's extension, else `qcow2`. */
-  format?: Format
-  /** Source format: as said, else by extension, else by content. */
-  sourceFormat?: Format
-  /** Compress clusters. `true` means the target's compression type. Default: none. */
-  compression?: Compression | boolean
-  /** Level of the compressor: zlib 1–9, zstd 1–22. */
-  level?: number
-  /** Convert this snapshot (id or name) instead of the active state. */
-  snapshot?: string
-  /** Zero areas of at least this many bytes become holes. A multiple of 512; 0 writes every byte. Default 4096. */
-  sparseSize?: SizeOption
-  /** Workers, 1–64. Default: the processors, at most 8. The output does not depend on it. */
-  threads?: number
-  /** Write into an existing target (raw or a block device) instead of making a new one. */
-  noCreate?: boolean
-  /** With `noCreate`: the target is known to read as zeros. */
-  targetIsZero?: boolean
-  /** Options of `open` for the sources. */
-  source?: Omit<OpenOptions, 'format' | 'snapshot' | 'signal'>
-  limits?: Limits
-}
-
-/** What a conversion did. All counts in bytes. */
-export interface ConvertResult {
-  sourceFormats: Format[]
-  format: Format
-  virtualSize: number | bigint
-  /** Length of the written file. */
-  fileSize: number
-  /** Guest bytes that were copied as data (plain or compressed). */
-  dataBytes: number
-  /** Guest bytes that became zeros or holes. */
-  zeroBytes: number
-  /** Clusters that were stored compressed. */
-  compressedClusters: number
-}
-
-/** Options of {@link compare}. */
-export interface CompareOptions extends JobOptions {
-  strict?: boolean
-  formatA?: Format
-  formatB?: Format
-  /** Options of `open` for both sides. */
-  source?: Omit<OpenOptions, 'format' | 'signal'>
-}
-
-/** The answer of {@link compare}. */
-export interface CompareResult {
-  identical: boolean
-  /** First difference: start of the 512-byte sector, or of the differing run in strict mode. */
-  offset?: number | bigint
-  reason?: 'content' | 'size' | 'allocation'
-  /** The virtual sizes differ; without `strict` that is no difference if the rest reads as zeros. */
-  sizesDiffer: boolean
-}
-
-/** One finding of {@link check}. */
-export interface Finding {
-  /** Stable name, such as `'LEAK'`, `'REFCOUNT_TOO_LOW'`, `'COPIED_FLAG'`, `'UNALIGNED_DATA'`, `'BEYOND_END_OF_FILE'`. */
-  code: string
-  severity: 'leak' | 'corruption' | 'error'
-  /** Which structure: `'header'`, `'l1'`, `'l2'`, `'refcount-table'`, `'refcount-block'`, `'snapshot-table'`, `'bitmap-directory'`, … */
-  table: string
-  /** Index of the entry in its table. */
-  index?: number | bigint
-  /** Offset of the entry or table in the file. */
-  offset?: number | bigint
-  /** Host cluster index it is about. */
-  cluster?: number | bigint
-  /** Refcount on disk and references counted, where that is the matter. */
-  refcount?: number | bigint
-  references?: number | bigint
-  /** Guest ranges that it touches. At most 16 are listed. */
-  guestRanges: { start: number | bigint; length: number | bigint }[]
-  /** Name of the snapshot the walk was in, if any. */
-  snapshot?: string
-  message: string
-  /** The entry's raw value, where that is the matter. */
-  value?: bigint
-}
-
-/** Options of {@link check}. */
-export interface CheckOptions extends JobOptions, Omit<OpenOptions, 'signal' | 'snapshot'> {
-  /** Most findings that are returned (all are counted). Default 10000. */
-  maxFindings?: number
-}
-
-/** The counts of qemu-img's JSON, in camelCase, and the findings. */
-export interface CheckResult {
-  format: Format
-  checkErrors: number
-  corruptions: number
-  leaks: number
-  imageEndOffset: number | bigint
-  totalClusters: number | bigint
-  allocatedClusters: number | bigint
-  fragmentedClusters: number | bigint
-  compressedClusters: number | bigint
-  findings: Finding[]
-  /** Findings that were counted but not returned. */
-  findingsOmitted: number
-}
-
-/** Options of {@link measure}: of the target, and of `open` for a source. */
-export interface MeasureOptions
-  extends Pick<
-    CreateOptions,
-    'clusterSize' | 'compat' | 'refcountBits' | 'extendedL2' | 'preallocation' | 'dataFile' | 'dataFileRaw' | 'backing' | 'backingFormat'
-  > {
-  /** Target format. Default `'raw'` as qemu-img. */
-  format?: Format
-  sourceFormat?: Format
-  snapshot?: string
-  source?: Omit<OpenOptions, 'format' | 'snapshot' | 'signal'>
-  signal?: AbortSignal
-}
-
-/** All in bytes. */
-export interface MeasureResult {
-  required: number | bigint
-  fullyAllocated: number | bigint
-  /** Bytes of the persistent bitmaps, where source and target can hold them. */
-  bitmaps?: number | bigint
-}
-
-/** Options of {@link dd}. */
-export interface DdOptions extends JobOptions {
-  /** Bytes a block. Default 512. */
-  blockSize?: SizeOption
-  /** Blocks to copy. Default: all. */
-  count?: ByteCount
-  /** Blocks to skip in the source. Default 0. */
-  skip?: ByteCount
-  sourceFormat?: Format
-  /** Default `'raw'`. */
-  format?: Format
-  overwrite?: boolean
-  source?: Omit<OpenOptions, 'format' | 'signal'>
 }
 
 /** A persistent bitmap as `info` tells it. */
@@ -401,15 +219,15 @@ export interface BitmapInfo {
   flags: ('in-use' | 'auto')[]
 }
 
-/** Facts about one image; nothing that it names is opened. */
-export interface ImageInfo {
+/** Facts about one image; nothing that it names is opened. `N` is `bigint` if the option `bigint` is set, else `number`. */
+export interface ImageInfo<N extends ByteCount = ByteCount> {
   path?: string
   format: Format
-  virtualSize: number | bigint
+  virtualSize: N
   /** Bytes allocated on disk. */
   actualSize?: number
   /** Length of the file in bytes. */
-  fileSize: number | bigint
+  fileSize: N
   clusterSize?: number
   encrypted: boolean
   dirty: boolean
@@ -418,7 +236,7 @@ export interface ImageInfo {
   /** `backingFile` resolved against the image's folder. */
   fullBackingFile?: string
   backingFormat?: string
-  snapshots: SnapshotInfo[]
+  snapshots: SnapshotInfo<N>[]
   bitmaps: BitmapInfo[]
   /** Only of qcow2. */
   compat?: '0.10' | '1.1'

@@ -1,0 +1,228 @@
+/**
+ * The native functions as the façade uses them. `index.d.ts` is what the addon really has; js/native.ts joins the two.
+ */
+
+import type { Compression, Format, Preallocation } from './types.js'
+
+/** An opened layer, chain or memory storage. */
+export type Handle = number
+
+/** Where the bytes of one layer are. */
+export interface SourceSpec {
+  path?: string
+  memory?: Handle
+  offset?: bigint
+  size?: bigint
+  /** May it be a block device? Regular files always may. */
+  devices?: boolean
+}
+
+/** How a layer is opened. */
+export interface LayerSpec {
+  format: Format
+  forceShare: boolean
+  locking: 'auto' | 'on' | 'off'
+  /** Facts alone are wanted: an encrypted image opens too. */
+  metadataOnly: boolean
+  /** Keep going where `check` wants to report. */
+  forCheck: boolean
+  maxVirtualSize?: bigint
+  maxMemory: number
+  maxChainDepth: number
+}
+
+/** A snapshot as its table has it. */
+export interface SnapshotFacts {
+  id: string
+  name: string
+  vmStateSize: bigint
+  dateSec: number
+  dateNsec: number
+  vmClockNsec: bigint
+  icount?: bigint
+  diskSize: bigint
+}
+
+/** What is known of a layer once it is open. */
+export interface LayerFacts {
+  handle: Handle
+  format: Format
+  virtualSize: bigint
+  fileSize: bigint
+  actualSize?: bigint
+  clusterSize?: number
+  /** What makes two files the same. */
+  device?: bigint
+  inode?: bigint
+  version?: number
+  refcountBits?: number
+  compressionType?: Compression
+  lazyRefcounts?: boolean
+  extendedL2?: boolean
+  dirty?: boolean
+  corrupt?: boolean
+  encryption?: 'aes' | 'luks'
+  backingFile?: string
+  backingFormat?: string
+  /** The recorded name of the data file. */
+  dataFile?: string
+  needsDataFile?: boolean
+  dataFileRaw?: boolean
+  snapshots: SnapshotFacts[]
+  bitmaps: { name: string; granularity: number; inUse: boolean; auto: boolean }[]
+  notices: { code: string; message: string }[]
+}
+
+/** What makes two files the same. */
+export interface Identity {
+  device?: bigint
+  inode?: bigint
+}
+
+/** An opened chain. */
+export interface ChainFacts {
+  handle: Handle
+  virtualSize: bigint
+  clusterSize: number
+}
+
+/** Where an image is written. */
+export interface TargetSpec {
+  path?: string
+  memory?: Handle
+  overwrite: boolean
+  durable: boolean
+  inPlace: boolean
+}
+
+/** A new image. Numbers are checked in JavaScript for their range, in the core against each other. */
+export interface CreateSpec {
+  format: Format
+  size?: bigint
+  clusterSize: number
+  version: 2 | 3
+  refcountBits: number
+  extendedL2: boolean
+  lazyRefcounts: boolean
+  compressionType: Compression
+  backing?: string
+  backingFormat?: string
+  preallocation: Preallocation
+  /** The data file's name as it is recorded, and where it is made. */
+  dataFile?: string
+  dataFilePath?: string
+  dataFileRaw: boolean
+  nocow: boolean
+  extentSizeHint?: bigint
+}
+
+/** What was made. */
+export interface CreateFacts {
+  virtualSize: bigint
+  fileSize: bigint
+}
+
+/** A conversion. */
+export interface ConvertSpec {
+  create: CreateSpec
+  compression?: Compression
+  level?: number
+  sparseSize: number
+  threads: number
+  /** The chain below the target. */
+  backing?: Handle
+  targetIsZero: boolean
+  rangeStart?: bigint
+  rangeLength?: bigint
+  maxOutput?: bigint
+  rateLimit?: number
+}
+
+/** What a conversion did. */
+export interface ConvertFacts extends CreateFacts {
+  dataBytes: bigint
+  zeroBytes: bigint
+  compressedClusters: bigint
+}
+
+/** The answer of a comparison. */
+export interface CompareFacts {
+  identical: boolean
+  offset?: bigint
+  reason?: 'content' | 'size' | 'allocation'
+  sizesDiffer: boolean
+}
+
+/** One finding of a check. */
+export interface FindingFacts {
+  code: string
+  severity: 'leak' | 'corruption' | 'error'
+  table: string
+  index?: bigint
+  offset?: bigint
+  cluster?: bigint
+  refcount?: bigint
+  references?: bigint
+  guestRanges: { start: bigint; length: bigint }[]
+  snapshot?: string
+  message: string
+  value?: bigint
+}
+
+/** The answer of a check. */
+export interface CheckFacts {
+  checkErrors: bigint
+  corruptions: bigint
+  leaks: bigint
+  imageEndOffset: bigint
+  totalClusters: bigint
+  allocatedClusters: bigint
+  fragmentedClusters: bigint
+  compressedClusters: bigint
+  findings: FindingFacts[]
+  findingsOmitted: bigint
+}
+
+/** What is measured: a chain or a size, and the target. */
+export interface MeasureSpec {
+  chain?: Handle
+  size?: bigint
+  format: Format
+  clusterSize: number
+  version: 2 | 3
+  refcountBits: number
+  extendedL2: boolean
+  preallocation: Preallocation
+  dataFile: boolean
+  dataFileRaw: boolean
+  backing: boolean
+}
+
+/** The answer of a measurement, in bytes. */
+export interface MeasureFacts {
+  required: bigint
+  fullyAllocated: bigint
+  bitmaps?: bigint
+}
+
+/** The addon. Asynchronous functions take the call's number first and answer through the callback that `start` was given. */
+export interface Addon {
+  memoryCreate(bytes?: Uint8Array): Handle
+  memorySize(memory: Handle): number
+  memoryRead(memory: Handle, buffer: Uint8Array, position: number): number
+  memoryWrite(memory: Handle, bytes: Uint8Array, position: number): void
+  memoryTruncate(memory: Handle, size: number): void
+  memoryClose(memory: Handle): void
+  probeFormat(id: number, source: SourceSpec): void
+  openLayer(id: number, source: SourceSpec, options: LayerSpec): void
+  attachDataFile(id: number, layer: Handle, source: SourceSpec): void
+  openChain(id: number, layers: Handle[], options: { snapshot?: string; cacheBytes: number; maxChainDepth: number }): void
+  read(id: number, chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
+  map(id: number, chain: Handle, start: bigint, length: bigint, max: number): void
+  create(id: number, target: TargetSpec, options: CreateSpec): void
+  convert(id: number, sources: Handle[], target: TargetSpec, options: ConvertSpec): void
+  compare(id: number, a: Handle, b: Handle, options: { strict: boolean }): void
+  check(id: number, layer: Handle, options: { maxFindings: number }): void
+  measure(id: number, options: MeasureSpec): void
+  close(id: number, handle: Handle): void
+}

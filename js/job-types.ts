@@ -1,0 +1,202 @@
+/**
+ * The shapes of the calls that make, copy and judge images: options in, results out.
+ */
+
+import type { ByteCount, Compression, Format, JobOptions, Limits, OpenOptions, Preallocation, SizeOption, SourceOptions } from './types.js'
+
+/**
+ * Options of a new image. Numbers of the format are checked against compat and each other. Where `backing` may lie is not restricted:
+ * creating is the caller's own act.
+ */
+export interface CreateOptions {
+  /** Virtual size. May be left out with `backing`: then the size of the backing file. Rounded up to 512 bytes. */
+  size?: SizeOption
+  /** `'qcow2'` (default; by extension for `.raw`) or `'raw'`. */
+  format?: Format
+  /** Bytes, a power of two from 512 to 2 MiB. Default 65536. */
+  clusterSize?: SizeOption
+  /** `'1.1'` (version 3, default) or `'0.10'` (version 2); `'v3'` and `'v2'` mean the same. */
+  compat?: '1.1' | '0.10' | 'v3' | 'v2'
+  /** 1, 2, 4, 8, 16 (default), 32 or 64. */
+  refcountBits?: number
+  extendedL2?: boolean
+  lazyRefcounts?: boolean
+  /** How compressed clusters of this image are compressed. Default `'zlib'`. */
+  compressionType?: Compression
+  /** Name of the backing file as it is recorded, relative to the new image's folder. */
+  backing?: string
+  /** Required with `backing`. */
+  backingFormat?: Format
+  /** Record the backing file without opening it (then `size` is needed). Default false. */
+  backingUnchecked?: boolean
+  preallocation?: Preallocation
+  /** Name of the external data file, which is created, relative to the new image's folder. */
+  dataFile?: string
+  /** The external data file alone is a valid raw image. */
+  dataFileRaw?: boolean
+  /** Sets the file's no-copy-on-write attribute where the file system has it. */
+  nocow?: boolean
+  /** Extent size hint in bytes, where the file system has it; 0 for none. */
+  extentSizeHint?: SizeOption
+  /** Replace an existing file. Default false: `ERR_QCOW2_EXISTS`. */
+  overwrite?: boolean
+  /** Sync the file and its folder before the call resolves. Default false. */
+  durable?: boolean
+  signal?: AbortSignal
+}
+
+/** What {@link create} made. Sizes are `bigint` where they pass 2^53-1. */
+export interface CreateResult {
+  path?: string
+  format: Format
+  virtualSize: number | bigint
+  /** Length of the file in bytes. */
+  fileSize: number | bigint
+}
+
+/** Options of {@link convert}. */
+export interface ConvertOptions extends JobOptions, Omit<CreateOptions, 'size' | 'signal' | 'backingUnchecked' | 'format'> {
+  /** Target format: as said, else by the target's extension (`.qcow2`, `.raw`), else `'qcow2'`. */
+  format?: Format
+  /**
+   * Format of the sources: as said, else by extension (`.qcow2`, `.raw`), else by content. An image whose format was found by content may
+   * name no other file (`ERR_QCOW2_FORMAT_NOT_SAID`), and a `.raw` that begins with a qcow2 header is refused (`ERR_QCOW2_FORMAT_AMBIGUOUS`).
+   */
+  sourceFormat?: Format
+  /** Compress clusters. `true` means the target's compression type. Default: none. */
+  compression?: Compression | boolean
+  /** Level of the compressor: zlib 1–9, zstd 1–22. */
+  level?: number
+  /** Convert this snapshot (id or name) instead of the active state. */
+  snapshot?: string
+  /** Zero areas of at least this many bytes become holes. A multiple of 512; 0 writes every byte. Default 4096. */
+  sparseSize?: SizeOption
+  /** Workers, 1–64. Default: the processors, at most 8. The output does not depend on it. */
+  threads?: number
+  /** Write into an existing target (raw or a block device) instead of making a new one. */
+  noCreate?: boolean
+  /** With `noCreate`: the target is known to read as zeros. */
+  targetIsZero?: boolean
+  /** Options of `open` for the sources. */
+  source?: SourceOptions
+  limits?: Limits
+}
+
+/** What a conversion did. All counts in bytes; `bigint` where they pass 2^53-1, or with `source: { bigint: true }`. */
+export interface ConvertResult {
+  sourceFormats: Format[]
+  format: Format
+  virtualSize: number | bigint
+  /** Length of the written file. */
+  fileSize: number | bigint
+  /** Guest bytes that were copied as data (plain or compressed). */
+  dataBytes: number | bigint
+  /** Guest bytes that became zeros or holes. */
+  zeroBytes: number | bigint
+  /** Clusters that were stored compressed. */
+  compressedClusters: number
+}
+
+/** Options of {@link compare}. */
+export interface CompareOptions extends JobOptions {
+  strict?: boolean
+  formatA?: Format
+  formatB?: Format
+  /** Options of `open` for both sides. */
+  source?: SourceOptions & Pick<OpenOptions, 'snapshot'>
+}
+
+/** The answer of {@link compare}. */
+export interface CompareResult {
+  identical: boolean
+  /** First difference: start of the 512-byte sector, or of the differing run in strict mode. */
+  offset?: number | bigint
+  reason?: 'content' | 'size' | 'allocation'
+  /** The virtual sizes differ; without `strict` that is no difference if the rest reads as zeros. */
+  sizesDiffer: boolean
+}
+
+/** One finding of {@link check}. */
+export interface Finding {
+  /** Stable name, such as `'LEAK'`, `'REFCOUNT_TOO_LOW'`, `'COPIED_FLAG'`, `'UNALIGNED_DATA'`, `'BEYOND_END_OF_FILE'`. */
+  code: string
+  severity: 'leak' | 'corruption' | 'error'
+  /** Which structure: `'header'`, `'l1'`, `'l2'`, `'refcount-table'`, `'refcount-block'`, `'snapshot-table'`, `'bitmap-directory'`, … */
+  table: string
+  /** Index of the entry in its table. */
+  index?: number | bigint
+  /** Offset of the entry or table in the file. */
+  offset?: number | bigint
+  /** Host cluster index it is about. */
+  cluster?: number | bigint
+  /** Refcount on disk and references counted, where that is the matter. */
+  refcount?: number | bigint
+  references?: number | bigint
+  /** Guest ranges that it touches. At most 16 are listed. */
+  guestRanges: { start: number | bigint; length: number | bigint }[]
+  /** Name of the snapshot the walk was in, if any. */
+  snapshot?: string
+  message: string
+  /** The entry's raw value, where that is the matter. */
+  value?: bigint
+}
+
+/** Options of {@link check}. */
+export interface CheckOptions extends JobOptions, Pick<OpenOptions, 'format' | 'bigint' | 'forceShare' | 'locking' | 'limits'> {
+  /** Most findings that are returned (all are counted). Default 10000. */
+  maxFindings?: number
+}
+
+/** The counts of qemu-img's JSON, in camelCase, and the findings. `bigint` with that option, or where a number passes 2^53-1. */
+export interface CheckResult {
+  format: Format
+  checkErrors: number
+  corruptions: number
+  leaks: number
+  imageEndOffset: number | bigint
+  totalClusters: number | bigint
+  allocatedClusters: number | bigint
+  fragmentedClusters: number | bigint
+  compressedClusters: number | bigint
+  findings: Finding[]
+  /** Findings that were counted but not returned. */
+  findingsOmitted: number
+}
+
+/** Options of {@link measure}: of the target, and of `open` for a source. */
+export interface MeasureOptions
+  extends Pick<
+    CreateOptions,
+    'clusterSize' | 'compat' | 'refcountBits' | 'extendedL2' | 'preallocation' | 'dataFile' | 'dataFileRaw' | 'backing' | 'backingFormat'
+  > {
+  /** Target format. Default `'raw'` as qemu-img. */
+  format?: Format
+  sourceFormat?: Format
+  snapshot?: string
+  source?: SourceOptions
+  signal?: AbortSignal
+}
+
+/** All in bytes. */
+export interface MeasureResult {
+  required: number | bigint
+  fullyAllocated: number | bigint
+  /** Bytes of the persistent bitmaps, where source and target can hold them. */
+  bitmaps?: number | bigint
+}
+
+/** Options of {@link dd}. */
+export interface DdOptions extends JobOptions {
+  /** Bytes a block, at least 1. Default 512. */
+  blockSize?: SizeOption
+  /** Blocks to copy, counted behind those that are skipped. Default: all. */
+  count?: ByteCount
+  /** Blocks to skip in the source. Default 0. */
+  skip?: ByteCount
+  sourceFormat?: Format
+  /** Target format: as said, else by the target's extension (`.qcow2`, `.raw`), else `'raw'`. */
+  format?: Format
+  overwrite?: boolean
+  durable?: boolean
+  source?: SourceOptions & Pick<OpenOptions, 'snapshot'>
+}
