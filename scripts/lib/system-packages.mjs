@@ -11,8 +11,8 @@ export function missingPackages() {
 
 function isPresent({ command, python }) {
   if (command) return which(command) !== undefined
-  const interpreter = which('python3')
-  return interpreter !== undefined && spawnSync(interpreter, ['-c', `import ${python}`], { stdio: 'ignore' }).status === 0
+  // The system's own interpreter is the one that apt's modules belong to; another may come first on the PATH.
+  return ['/usr/bin/python3', 'python3'].some((interpreter) => spawnSync(interpreter, ['-c', `import ${python}`], { stdio: 'ignore' }).status === 0)
 }
 
 /** Installs what is missing where that can be done without a question, and says in one sentence what could not be. */

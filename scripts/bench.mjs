@@ -1,0 +1,43 @@
+// `npm run bench`: builds what is published, measures the commands beside qemu-img and the API beside node:fs, prints the tables and puts
+// them into docs/performance.md. `--quick` takes less data and fewer runs; `--no-write` leaves the page alone.
+import { readFileSync, writeFileSync } from 'node:fs'
+import { cpus, release, totalmem } from 'node:os'
+import { join } from 'node:path'
+import { must, root, which } from './lib/run.mjs'
+import { setup } from './setup.mjs'
+
+const words = process.argv.slice(2)
+const forwarded = words.filter((word) => word !== '--no-write')
+await setup({ tests: true, profile: 'release' })
+if (!which('qemu-img')) throw new Error('the benchmark compares with qemu-img, which is not there')
+
+const texts = []
+for (const name of ['commands', 'api']) {
+  // `qcow2` is then the built package, not its sources.
+  const env = { TSX_TSCONFIG_PATH: join(root, 'tsconfig.build.json') }
+  const args = ['--require', join(root, 'node_modules', 'tsx', 'dist', 'cjs', 'index.cjs'), join(root, 'benches', `${name}.ts`)]
+  texts.push(
+    (await must(process.execPath, [...args, ...(name === 'api' ? forwarded.filter((word) => word === '--quick') : forwarded)], { env })).trim(),
+  )
+}
+const text = `${await circumstances()}\n\n${texts.join('\n\n')}\n`
+console.log(text)
+if (!words.includes('--no-write')) writePage(text)
+
+async function circumstances() {
+  const qemu = (await must('qemu-img', ['--version'])).split('\n')[0]
+  const rust = (await must('rustc', ['--version'])).trim()
+  const commit = (await must('git', ['rev-parse', '--short', 'HEAD'])).trim()
+  const machine = `${cpus()[0]?.model.trim()}, ${cpus().length} processors, ${Math.round(totalmem() / 1024 ** 3)} GiB, ${process.platform} ${release()}`
+  const date = new Date().toISOString().slice(0, 10)
+  return `${date}, commit ${commit}. ${machine}. ${qemu}; Node.js ${process.versions.node}; ${rust}.\nCommand: \`npm run bench${['', ...words].join(' ')}\``
+}
+
+function writePage(text) {
+  const path = join(root, 'docs', 'performance.md')
+  const page = readFileSync(path, 'utf8')
+  const [begin, end] = ['<!-- last table -->', '<!-- end of last table -->']
+  const [from, to] = [page.indexOf(begin), page.indexOf(end)]
+  if (from < 0 || to < from) throw new Error(`docs/performance.md lost its marks ${begin} … ${end}`)
+  writeFileSync(path, `${page.slice(0, from + begin.length)}\n${text}${page.slice(to)}`)
+}
