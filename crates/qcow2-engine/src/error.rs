@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use qcow2_codec::CodecError;
 use qcow2_format::{EntryFault, FormatError, GuestOffset, HostOffset, Table};
 
+use crate::storage::Storage;
+
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -81,7 +83,7 @@ pub enum Error {
         path: Option<PathBuf>,
         /// QEMU's name of the lock: `write` or `consistent read`…
         permission: &'static str,
-        /// Somebody forbids it (`shared "write"` in QEMU's words), rather than using it.
+        /// Somebody uses it, which this use does not share (`shared "write"` in QEMU's words); otherwise somebody forbids it.
         shared: bool,
     },
     /// A bound of the caller's options, or of this library, is reached.
@@ -121,6 +123,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// For `map_err`: the system refused `operation` on `storage`.
+    pub fn io(operation: &'static str, storage: &dyn Storage) -> impl FnOnce(io::Error) -> Self {
+        let path = storage.path().map(std::path::Path::to_owned);
+        move |source| Self::Io {
+            operation,
+            path,
+            source,
+        }
+    }
+
     /// The stable code, `ERR_QCOW2_…`. Documented in `docs/errors.md`.
     pub fn code(&self) -> String {
         let name = match self {

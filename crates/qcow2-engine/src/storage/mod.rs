@@ -1,10 +1,21 @@
 //! Where bytes of one file live.
 
+mod file;
+mod memory;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod window;
+
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use qcow2_format::HostOffset;
+
+pub use file::{AllowSpecial, FileStorage, OpenMode};
+pub use memory::MemoryStorage;
+pub use window::WindowStorage;
 
 /// What tells two files apart, whatever they are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,6 +118,16 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// What tells this file apart, if it is one.
     fn identity(&self) -> Option<Identity> {
+        None
+    }
+
+    /// Where byte 0 of this storage stands in the file that [`Storage::identity`] names.
+    fn base(&self) -> HostOffset {
+        HostOffset(0)
+    }
+
+    /// The open file behind it, if there is one: what locks are taken on.
+    fn file(&self) -> Option<&File> {
         None
     }
 
