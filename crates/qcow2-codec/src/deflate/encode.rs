@@ -41,14 +41,13 @@ impl Deflate {
     }
 
     pub(crate) fn encode(&mut self, input: &[u8], limit: usize) -> Result<Option<&[u8]>, CodecError> {
-        // Room for no more than what is wanted: the library stops by itself when a cluster turns out not to shrink.
-        let Some(room) = limit.checked_sub(1) else {
-            return Ok(None);
-        };
-        let scratch = self.scratch.room(room, Compression::Deflate)?;
-        let Some(output) = scratch.get_mut(..room) else {
-            return Ok(None);
-        };
+        // The library stops by itself when a cluster turns out not to shrink, and calls a stream ended only if a byte of
+        // room is left: so `limit` bytes, for a stream of fewer.
+        let output = self
+            .scratch
+            .room(limit, Compression::Deflate)?
+            .get_mut(..limit)
+            .unwrap_or_default();
         // A new state for every cluster: resetting one whose output ran full makes zlib-rs 0.6.8 panic.
         let mut state = zlib_rs::Deflate::new_with_config(self.config);
         match state.compress(input, output, DeflateFlush::Finish) {
