@@ -97,8 +97,7 @@ function filesUnder(folder, pattern) {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
-  findBreaches().then((breaches) => {
-    for (const breach of breaches) console.error(breach)
-    process.exitCode = breaches.length > 0 ? 1 : 0
-  })
+  const breaches = await findBreaches()
+  for (const breach of breaches) console.error(breach)
+  process.exitCode = breaches.length > 0 ? 1 : 0
 }

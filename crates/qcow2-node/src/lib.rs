@@ -1,1 +1,32 @@
 //! The N-API boundary: conversions between JavaScript values and engine calls.
+//!
+//! Nothing here knows how an image works. A call is accepted on the JavaScript thread ([`call`]), runs on a thread of the process's own
+//! pool ([`pool`]), and leaves what came out in its environment's queue ([`outbox`]); one function, called once for each batch, hands it
+//! to JavaScript ([`instance`], [`values`]). Every entry, job and completion runs under one guard ([`panics`]), and everything `unsafe`
+//! is in [`raw`].
+
+#![cfg_attr(test, allow(dead_code, reason = "entries are registered outside of tests only"))]
+#![allow(
+    dead_code,
+    unreachable_patterns,
+    reason = "the calls on layers and chains, which come next, use the rest"
+)]
+#![allow(unreachable_pub, reason = "what is public here is public to JavaScript")]
+
+#[macro_use]
+extern crate napi_derive;
+
+mod call;
+mod error;
+mod handles;
+mod instance;
+mod lifecycle;
+mod memory;
+mod numbers;
+mod outbox;
+mod panics;
+mod pool;
+mod raw;
+mod source;
+mod testing;
+mod values;

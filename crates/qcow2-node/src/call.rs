@@ -1,0 +1,148 @@
+//! One asynchronous call on its way from JavaScript to a thread.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use napi::{Env, Result as NapiResult};
+use qcow2_engine::storage::MemoryStorage;
+use qcow2_engine::{CancelToken, Error, JobContext, Progress};
+
+use crate::handles::{Handle, Resource};
+use crate::instance::{Cancellable, Instance};
+use crate::outbox::{CallId, Done, Outbox, Outcome};
+use crate::panics::guard;
+use crate::pool::{self, Lane};
+use crate::raw::ReadTarget;
+
+/// A call that was accepted: it ends in exactly one completion, whatever happens.
+pub(crate) struct Call {
+    instance: Rc<Instance>,
+    id: CallId,
+    uses: Vec<Handle>,
+}
+
+/// Accepts a call and lets `begin` look its handles up and hand the work to a thread. An error of `begin` is the call's completion.
+///
+/// # Errors
+/// The add-on was not started in this environment.
+pub(crate) fn accept(env: &Env, id: CallId, begin: impl FnOnce(&mut Call) -> Result<(), Error>) -> NapiResult<()> {
+    let instance = Instance::of(env)?;
+    instance.call_opens(env);
+    let mut call = Call {
+        instance,
+        id,
+        uses: Vec::new(),
+    };
+    if let Err(error) = guard(|| begin(&mut call)) {
+        call.finish(Outcome::Failed(error));
+    }
+    Ok(())
+}
+
+impl Call {
+    /// Bytes in memory, which stay until the call ends (and as long as an image is open on them).
+    pub(crate) fn memory(&mut self, handle: Handle) -> Result<Arc<MemoryStorage>, Error> {
+        match self.resource(handle)? {
+            Resource::Memory(memory) => Ok(memory),
+            _ => Err(wrong_kind("memory")),
+        }
+    }
+
+    /// Hands `work` to a thread. It may be cancelled, and may tell how far it is.
+    pub(crate) fn run(
+        &mut self,
+        lane: Lane,
+        work: impl FnOnce(&JobContext) -> Result<Outcome, Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (outbox, id, uses) = (Arc::clone(&self.instance.outbox), self.id, self.uses.clone());
+        let token = CancelToken::new();
+        let begun = Arc::new(AtomicBool::new(false));
+        let call = Cancellable {
+            token: token.clone(),
+            begun: Arc::clone(&begun),
+            uses: self.uses.clone(),
+        };
+        self.instance.register(id, call);
+        self.submit(lane, move || {
+            let Some(running) = outbox.begin() else { return };
+            if begun.swap(true, Ordering::AcqRel) {
+                // Cancelled while it waited, and answered then.
+                return;
+            }
+            let context = JobContext {
+                cancel: token,
+                progress: progress_to(&outbox, id),
+            };
+            let outcome = guard(|| work(&context)).unwrap_or_else(Outcome::Failed);
+            outbox.push(Done { id, uses, outcome });
+            drop(running);
+        })
+    }
+
+    /// Hands a read to a thread: no progress, and nothing to cancel, for the sake of its cost.
+    pub(crate) fn run_read(
+        &mut self,
+        target: ReadTarget,
+        offset: usize,
+        read: impl FnOnce() -> Result<Vec<u8>, Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (outbox, id, uses) = (
+            Arc::clone(&self.instance.outbox),
+            self.id,
+            std::mem::take(&mut self.uses),
+        );
+        self.submit(Lane::Short, move || {
+            let Some(running) = outbox.begin() else { return };
+            let bytes = guard(read);
+            let outcome = Outcome::Bytes { target, offset, bytes };
+            outbox.push(Done { id, uses, outcome });
+            drop(running);
+        })
+    }
+
+    /// Ends the call without a thread.
+    pub(crate) fn finish(&mut self, outcome: Outcome) {
+        let uses = std::mem::take(&mut self.uses);
+        self.instance.outbox.push(Done {
+            id: self.id,
+            uses,
+            outcome,
+        });
+    }
+
+    /// Closes a handle; the call ends when nobody uses it any more and it is gone.
+    pub(crate) fn close(&mut self, handle: Handle) {
+        let leaving = self.instance.handles.borrow_mut().close(handle, self.id);
+        if let Some(leaving) = leaving {
+            self.instance.let_go(leaving);
+        }
+    }
+
+    fn resource(&mut self, handle: Handle) -> Result<Resource, Error> {
+        let mut handles = self.instance.handles.borrow_mut();
+        let resource = handles.resource(handle)?.clone();
+        handles.retain(handle);
+        self.uses.push(handle);
+        Ok(resource)
+    }
+
+    fn submit(&mut self, lane: Lane, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        pool::submit(lane, Box::new(work)).map_err(|rejected| Error::Io {
+            operation: "start a thread",
+            path: None,
+            source: rejected.error,
+        })
+    }
+}
+
+fn progress_to(outbox: &Arc<Outbox>, id: CallId) -> Progress {
+    let outbox = Arc::clone(outbox);
+    Progress::new(move |report| outbox.push(Done::new(id, Outcome::Progress(report))))
+}
+
+fn wrong_kind(wanted: &'static str) -> Error {
+    Error::Internal {
+        message: format!("the handle is not of a {wanted}"),
+    }
+}

@@ -1,0 +1,118 @@
+//! Where the bytes of an image are.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use napi::Env;
+use napi::bindgen_prelude::BigInt;
+use qcow2_engine::Error;
+use qcow2_engine::storage::{AllowSpecial, FileStorage, OpenMode, Storage, WindowStorage};
+use qcow2_format::HostOffset;
+
+use crate::call::{Call, accept};
+use crate::handles::Handle;
+use crate::numbers::unsigned;
+use crate::outbox::{CallId, Outcome};
+use crate::pool::Lane;
+
+/// A file or memory, or a window of it.
+#[napi(object, object_to_js = false)]
+pub struct SourceSpec {
+    /// The file's path, or…
+    pub path: Option<String>,
+    /// … the handle of memory.
+    pub memory: Option<Handle>,
+    /// Where the image begins in it, in bytes. Default 0.
+    pub offset: Option<BigInt>,
+    /// How many bytes belong to it. Default: up to the end.
+    pub size: Option<BigInt>,
+    /// May it be a block device? Regular files always may.
+    pub devices: Option<bool>,
+}
+
+/// A source that a thread can open.
+pub(crate) struct Source {
+    place: Place,
+    window: Option<(u64, Option<u64>)>,
+}
+
+enum Place {
+    Path { path: PathBuf, special: AllowSpecial },
+    Storage(Arc<dyn Storage>),
+}
+
+impl SourceSpec {
+    /// Looks the memory up and checks the numbers.
+    pub(crate) fn accept(self, call: &mut Call) -> Result<Source, Error> {
+        let window = match (&self.offset, &self.size) {
+            (None, None) => None,
+            (offset, size) => Some((
+                unsigned("offset", offset.as_ref())?.unwrap_or(0),
+                unsigned("size", size.as_ref())?,
+            )),
+        };
+        let place = match (self.path, self.memory) {
+            (Some(path), None) => Place::Path {
+                path: path.into(),
+                special: if self.devices == Some(true) {
+                    AllowSpecial::BlockDevices
+                } else {
+                    AllowSpecial::No
+                },
+            },
+            (None, Some(handle)) => Place::Storage(call.memory(handle)?),
+            _ => {
+                return Err(Error::Invalid {
+                    argument: "source",
+                    reason: "either a path or memory".to_owned(),
+                });
+            }
+        };
+        Ok(Source { place, window })
+    }
+}
+
+impl Source {
+    /// Opens it for reading.
+    pub(crate) fn open(self) -> Result<Arc<dyn Storage>, Error> {
+        let storage: Arc<dyn Storage> = match self.place {
+            Place::Storage(storage) => storage,
+            Place::Path { path, special } => Arc::new(FileStorage::open(
+                &path,
+                OpenMode {
+                    writable: false,
+                    special,
+                },
+            )?),
+        };
+        match self.window {
+            None => Ok(storage),
+            Some((offset, size)) => Ok(Arc::new(WindowStorage::new(storage, offset, size)?)),
+        }
+    }
+}
+
+/// Tells by its first bytes whether a source is `qcow2` or `raw`.
+#[napi(catch_unwind)]
+pub fn probe_format(env: Env, id: CallId, source: SourceSpec) -> napi::Result<()> {
+    accept(&env, id, |call| {
+        let source = source.accept(call)?;
+        call.run(Lane::Short, move |_| {
+            let storage = source.open()?;
+            let mut first = [0; 8];
+            let count = storage.read_at(HostOffset(0), &mut first).map_err(|source| Error::Io {
+                operation: "read",
+                path: storage.path().map(Into::into),
+                source,
+            })?;
+            let format = match first {
+                // The magic and a version of at least 2: what QEMU takes for an image as well.
+                [b'Q', b'F', b'I', 0xfb, version @ ..] if count == first.len() && u32::from_be_bytes(version) >= 2 => {
+                    "qcow2"
+                }
+                _ => "raw",
+            };
+            Outcome::value(move |_, _, values| values.add(format))
+        })
+    })
+}

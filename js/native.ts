@@ -1,0 +1,210 @@
+/**
+ * The one file that imports the addon: it loads it on first use, starts it once an environment, and turns its completions into promises.
+ */
+
+import { createRequire } from 'node:module'
+import { dirname } from 'node:path'
+import type { Addon, Handle } from './boundary.js'
+import { cancelled, type ErrorData, fromNative, Qcow2Error } from './errors.js'
+import { loadOrExplain } from './load.js'
+import type { Progress } from './types.js'
+
+/** What a caller may do with a call under way. */
+export interface CallControl {
+  signal?: AbortSignal | undefined
+  onProgress?: ((progress: Progress) => void) | undefined
+}
+
+/** The addon as it is: completions still come as batches of triples, and errors as data. */
+interface RawAddon extends Addon {
+  start(onComplete: (triples: Float64Array, values: unknown[]) => void): void
+  cancel(id: number): void
+  shutdown(milliseconds: number): void
+}
+
+interface OpenCall {
+  resolve(value: unknown): void
+  reject(error: unknown): void
+  onProgress?: ((progress: Progress) => void) | undefined
+}
+
+/** What `status` of a triple says of its value. */
+const NUMBER = 0
+const VALUE = 1
+const ERROR = 2
+const PROGRESS = 3
+
+/** How long the end of the process waits for jobs to remove what they had half-made. */
+const SHUTDOWN_MILLISECONDS = 3000
+
+/** One read of the core sets aside as much memory as it reads; longer ones are cut. */
+const LARGEST_READ = 8 * 1024 * 1024
+
+const openCalls = new Map<number, OpenCall>()
+let lastCall = 0
+let started: RawAddon | undefined
+
+/** The addon, for the calls that answer at once. */
+export function addon(): Addon {
+  return start()
+}
+
+/**
+ * Makes one asynchronous call.
+ *
+ * @param begin - calls the addon with the call's number
+ * @returns what the core answers, or a {@link Qcow2Error}. A cancelled call rejects with `ERR_QCOW2_CANCELLED` and the signal's reason as
+ * its cause.
+ */
+export async function call<T>(begin: (addon: Addon, id: number) => void, control: CallControl = {}): Promise<T> {
+  const { signal, onProgress } = control
+  if (signal?.aborted) throw cancelled(signal.reason)
+  const native = start()
+  const id = ++lastCall
+  const cancel = () => native.cancel(id)
+  signal?.addEventListener('abort', cancel, { once: true })
+  try {
+    // Awaited here and made an error here: an error that is made in an async function has the stack of those who wait for it.
+    return (await answer(native, id, begin, onProgress)) as T
+  } catch (failure) {
+    throw asError(failure, signal)
+  } finally {
+    signal?.removeEventListener('abort', cancel)
+  }
+}
+
+/**
+ * Reads from a chain into `target`.
+ *
+ * @param position - guest offset in bytes
+ * @returns how many bytes there were: fewer than `length` only at the end of the disk
+ */
+export async function read(chain: Handle, target: Uint8Array, offset: number, length: number, position: number | bigint): Promise<number> {
+  const native = start()
+  let done = 0
+  try {
+    do {
+      const piece = Math.min(length - done, LARGEST_READ)
+      const [low, high] = words(position, done)
+      const id = ++lastCall
+      const count = await new Promise<unknown>((resolve, reject) => {
+        openCalls.set(id, { resolve, reject })
+        try {
+          native.read(id, chain, target, offset + done, piece, low, high)
+        } catch (error) {
+          openCalls.delete(id)
+          reject(error)
+        }
+      })
+      done += count as number
+      if ((count as number) < piece) break
+    } while (done < length)
+    return done
+  } catch (failure) {
+    throw asError(failure)
+  }
+}
+
+/** Runs a call of the addon that answers at once, so that what it throws is a {@link Qcow2Error}. */
+export function sync<T>(work: (addon: Addon) => T): T {
+  const native = start()
+  try {
+    return work(native)
+  } catch (failure) {
+    throw asError(failure)
+  }
+}
+
+/**
+ * Closes `handle` when `owner` is collected without having been closed. Call the function that it returns once it is closed.
+ */
+export function closeWhenLost(owner: object, handle: Handle): () => void {
+  const token = {}
+  lost.register(owner, handle, token)
+  return () => lost.unregister(token)
+}
+
+const lost = new FinalizationRegistry<Handle>((handle) => {
+  // Nobody is left to be told of a failure.
+  call((native, id) => native.close(id, handle)).catch(() => {})
+})
+
+function start(): RawAddon {
+  if (started === undefined) {
+    const native = loadOrExplain(() => createRequire(__filename)('../index.js') as RawAddon, dirname(__dirname))
+    native.start(deliver)
+    // `process.exit` runs no native clean-up on the main thread: without this, a conversion would leave its half-made file behind.
+    process.once('exit', () => native.shutdown(SHUTDOWN_MILLISECONDS))
+    started = native
+  }
+  return started
+}
+
+function answer(native: RawAddon, id: number, begin: (addon: Addon, id: number) => void, onProgress: OpenCall['onProgress']): Promise<unknown> {
+  return new Promise((resolve, reject) => {
+    openCalls.set(id, { resolve, reject, onProgress })
+    try {
+      begin(native, id)
+    } catch (error) {
+      openCalls.delete(id)
+      reject(error)
+    }
+  })
+}
+
+/** Called by the addon with everything that was done since the last time. */
+function deliver(triples: Float64Array, values: unknown[]): void {
+  for (let at = 0; at < triples.length; at += 3) {
+    const id = triples[at] as number
+    const status = triples[at + 1]
+    const value = triples[at + 2] as number
+    const open = openCalls.get(id)
+    if (open === undefined) continue
+    if (status === PROGRESS) {
+      report(open, values[value] as Progress)
+      continue
+    }
+    openCalls.delete(id)
+    if (status === NUMBER) open.resolve(value)
+    else if (status === VALUE) open.resolve(values[value])
+    else if (status === ERROR) open.reject(new Failure(values[value] as ErrorData))
+  }
+}
+
+/** A listener that throws must not cost the other calls of the batch their answers: it becomes an uncaught exception of its own. */
+function report({ onProgress }: OpenCall, progress: Progress): void {
+  if (onProgress === undefined) return
+  try {
+    onProgress(progress)
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error
+    })
+  }
+}
+
+/** An error's data on its way to the function that makes the error, so that its stack is that function's. */
+class Failure {
+  constructor(readonly data: ErrorData) {}
+}
+
+function asError(failure: unknown, signal?: AbortSignal): unknown {
+  if (failure instanceof Failure) {
+    return failure.data.code === 'ERR_QCOW2_CANCELLED' ? cancelled(signal?.reason) : fromNative(failure.data)
+  }
+  if (!(failure instanceof Error) || failure instanceof Qcow2Error) return failure
+  // The addon throws for arguments of a wrong type, and for defects: neither reaches it through the façade.
+  const { code } = failure as NodeJS.ErrnoException
+  const isOurs = typeof code === 'string' && code.startsWith('ERR_QCOW2_')
+  return new Qcow2Error(isOurs ? code : 'ERR_QCOW2_INTERNAL', failure.message, { cause: failure })
+}
+
+/** The low and the high half of `position + done`. */
+function words(position: number | bigint, done: number): [number, number] {
+  if (typeof position === 'number') {
+    const at = position + done
+    if (Number.isSafeInteger(at)) return [at >>> 0, Math.floor(at / 2 ** 32)]
+  }
+  const at = BigInt(position) + BigInt(done)
+  return [Number(at & 0xffff_ffffn), Number(at >> 32n)]
+}

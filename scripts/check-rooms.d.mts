@@ -1,2 +1,0 @@
-export function findBreaches(): Promise<string[]>
-export function judgeImport(file: string, target: string): string | undefined
