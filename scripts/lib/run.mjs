@@ -10,7 +10,7 @@ export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
 export const bin = (name) => join(root, 'node_modules', '.bin', name)
 
 /**
- * Runs a command in the package's folder and resolves to `{ code, output }`, both streams in one text. With `show`, its output also goes to
+ * Runs a command in the package's folder and resolves to `{ code, output, stdout }`; `output` is both streams in one text. With `show`, its output also goes to
  * stderr as it comes: stdout belongs to the commands that `npm start` runs. With `timeoutSeconds`, the command and everything it started
  * end then, and that is a failure.
  */
@@ -39,11 +39,15 @@ export function run(command, args, { show = false, env = {}, cwd = root, timeout
     }
     const timer = timeoutSeconds > 0 ? setTimeout(expire, timeoutSeconds * 1000) : undefined
     let output = ''
+    let stdout = ''
     const take = (chunk) => {
       output += chunk
       if (show) process.stderr.write(chunk)
     }
     for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', take)
+    child.stdout.on('data', (chunk) => {
+      stdout += chunk
+    })
     child.on('error', (error) => {
       note += `${command}: ${error.message}\n`
     })
@@ -51,7 +55,7 @@ export function run(command, args, { show = false, env = {}, cwd = root, timeout
       clearTimeout(timer)
       for (const name of ['SIGINT', 'SIGTERM']) process.removeListener(name, pass)
       if (signal && !note) note = `\n${command}: ended by ${signal}\n`
-      resolve({ code: code === null || code < 0 ? 1 : code, output: output + note })
+      resolve({ code: code === null || code < 0 ? 1 : code, output: output + note, stdout })
     })
   })
 }
@@ -64,11 +68,11 @@ function killGroup(pid, signal) {
   }
 }
 
-/** Runs a command and throws with its output if it fails. */
+/** Runs a command and resolves to its stdout; throws with all of its output if it fails. */
 export async function must(command, args, options) {
-  const { code, output } = await run(command, args, options)
+  const { code, output, stdout } = await run(command, args, options)
   if (code !== 0) throw new Error(`${[command, ...args].join(' ')} failed with exit code ${code}\n${options?.show ? '' : output}`)
-  return output
+  return stdout
 }
 
 /** Path of an executable, or undefined. Looks into the sbin folders too, which users often lack. */

@@ -5,7 +5,6 @@
 //! to JavaScript ([`instance`], [`values`]). Every entry, job and completion runs under one guard ([`panics`]), and everything `unsafe`
 //! is in [`raw`].
 
-#![cfg_attr(test, allow(dead_code, reason = "entries are registered outside of tests only"))]
 #![allow(
     dead_code,
     unreachable_patterns,

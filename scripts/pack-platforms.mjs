@@ -1,0 +1,56 @@
+// Makes what a release publishes, each in a folder of its own: the package for every platform whose binary is at hand, and the main package
+// with those as optional dependencies.
+//   node scripts/pack-platforms.mjs [--out npm] [--artifacts <folder with *.node>] [--profile release|fast]
+// The committed manifest has no optional dependencies: an install in a bare clone would ask for packages that are not published yet.
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join, relative, resolve } from 'node:path'
+import { parseArgs } from 'node:util'
+import { bin, must, root } from './lib/run.mjs'
+import { setup } from './setup.mjs'
+
+const { values: options } = parseArgs({
+  options: { out: { type: 'string', default: 'npm' }, artifacts: { type: 'string' }, profile: { type: 'string', default: 'release' } },
+})
+const out = resolve(root, options.out)
+
+await setup({ tests: false, profile: options.profile })
+rmSync(out, { recursive: true, force: true })
+// napi takes the folder relative to the manifest only.
+await must(bin('napi'), ['create-npm-dirs', '--npm-dir', relative(root, out)])
+const { ready, missing } = fillPlatforms()
+await makeMainPackage(ready)
+console.log(`ready in ${options.out}: qcow2, ${ready.join(', ') || 'no platform'}`)
+if (missing.length > 0) console.log(`no binary at hand, folders removed: ${missing.join(', ')}`)
+
+/** Copies the binaries. A platform without one is taken out: an empty package would shadow the honest load error. */
+function fillPlatforms() {
+  const sources = [root, ...(options.artifacts ? [resolve(options.artifacts)] : [])]
+  const ready = []
+  const missing = []
+  for (const platform of readdirSync(out)) {
+    const file = `qcow2.${platform}.node`
+    const source = sources.map((folder) => join(folder, file)).find((path) => existsSync(path))
+    if (source) {
+      copyFileSync(source, join(out, platform, file))
+      for (const license of ['LICENSE-MIT', 'LICENSE-APACHE']) copyFileSync(join(root, license), join(out, platform, license))
+      ready.push(platform)
+    } else {
+      rmSync(join(out, platform), { recursive: true })
+      missing.push(platform)
+    }
+  }
+  return { ready, missing }
+}
+
+/** What `npm pack` would take, with a manifest that names the platforms and nothing that only a clone needs. */
+async function makeMainPackage(platforms) {
+  const folder = join(out, 'qcow2')
+  const [{ files }] = JSON.parse(await must('npm', ['pack', '--dry-run', '--json', '--ignore-scripts', '--loglevel=silent']))
+  for (const { path } of files) {
+    mkdirSync(join(folder, path, '..'), { recursive: true })
+    copyFileSync(join(root, path), join(folder, path))
+  }
+  const { devDependencies: _, scripts: __, ...manifest } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+  manifest.optionalDependencies = Object.fromEntries(platforms.map((platform) => [`qcow2-${platform}`, manifest.version]))
+  writeFileSync(join(folder, 'package.json'), `${JSON.stringify(manifest, null, 2)}\n`)
+}
