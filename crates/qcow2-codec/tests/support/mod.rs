@@ -7,6 +7,8 @@
     clippy::cast_possible_truncation
 )]
 
+pub mod blocks;
+pub mod frames;
 pub mod inflate;
 pub mod lz4;
 
