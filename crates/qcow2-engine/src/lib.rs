@@ -4,13 +4,28 @@
 //! calls it brings the thread (the boundary crate brings a pool of its own). Nothing here knows JavaScript.
 #![deny(unsafe_code)]
 
+mod cache;
 mod cancel;
+mod chain;
 mod error;
+mod layer;
+mod lock;
+mod notice;
+mod parallel;
 mod progress;
 mod run;
+mod status;
 pub mod storage;
+mod ticket;
 
 pub use cancel::CancelToken;
+pub use chain::{Chain, ChainOptions, DEFAULT_CACHE_BYTES, FetchContext};
 pub use error::{Error, Result};
+pub use layer::{Format, Layer, LayerOptions, Limits};
+pub use lock::{ImageLock, LockMode, Locking};
+pub use notice::Notice;
 pub use progress::{JobContext, Progress, ProgressReport};
 pub use run::{Run, RunKind};
+pub use status::{Status, StatusFile};
+pub use storage::{FileStorage, MemoryStorage, Storage, WindowStorage};
+pub use ticket::{Ticket, Tickets};

@@ -1,0 +1,277 @@
+//! Layers as one disk.
+
+mod fetch;
+pub(crate) mod mapping;
+mod preallocated;
+pub(crate) mod resolve;
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use qcow2_format::GuestOffset;
+
+pub use fetch::FetchContext;
+
+use crate::cache::TableCache;
+use crate::error::{Error, Result};
+use crate::layer::{Layer, same_place};
+use crate::parallel;
+use crate::run::{Run, RunKind};
+use crate::ticket::{Ticket, Tickets};
+use mapping::View;
+
+/// Byte budget of the table cache if nobody says.
+pub const DEFAULT_CACHE_BYTES: u64 = 32 << 20;
+/// Runs that a read takes at a time.
+const READ_RUNS: usize = 1024;
+/// Reads from here on that meet compressed clusters are split over threads.
+const SPLIT_FROM: usize = 256 << 10;
+
+/// How a chain is put together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainOptions {
+    /// An internal snapshot of the top layer, by id or, if there is no such id, by name, instead of the active disk.
+    pub snapshot: Option<String>,
+    /// Byte budget of the table cache.
+    pub cache_bytes: u64,
+    /// The last layer may name a backing file that is not there: what it leaves unallocated reads as zeros.
+    pub without_backing: bool,
+}
+
+impl Default for ChainOptions {
+    fn default() -> Self {
+        Self {
+            snapshot: None,
+            cache_bytes: DEFAULT_CACHE_BYTES,
+            without_backing: false,
+        }
+    }
+}
+
+/// Layers as one disk, top first. Read-only, and shared between threads.
+#[derive(Debug)]
+pub struct Chain {
+    views: Vec<View>,
+    virtual_size: u64,
+    cache: TableCache,
+    tickets: Tickets,
+    contexts: Mutex<Vec<FetchContext>>,
+}
+
+impl Chain {
+    /// Puts `layers` on top of each other, the first being the top.
+    ///
+    /// # Errors
+    /// [`Error::State`] with code `BACKING_LOOP`, `DATA_FILE_REQUIRED`, `BACKING_REQUIRED`, `METADATA_ONLY` or `NO_SNAPSHOT`; [`Error::Limit`]
+    /// for too many layers; [`Error::Encrypted`]; [`Error::Invalid`] for no layers, or one under a raw layer; what is wrong with the snapshot.
+    pub fn new(layers: Vec<Layer>, options: ChainOptions) -> Result<Self> {
+        check(&layers, &options)?;
+        let mut views = Vec::with_capacity(layers.len());
+        for (depth, layer) in (0u32..).zip(layers) {
+            let (l1, virtual_size) = match (&options.snapshot, layer.image()) {
+                (Some(snapshot), _) if depth == 0 => layer.snapshot_view(snapshot)?,
+                (_, Some(image)) => (image.l1.clone(), layer.virtual_size()),
+                (_, None) => (Default::default(), layer.virtual_size()),
+            };
+            views.push(View {
+                layer,
+                depth,
+                l1,
+                virtual_size,
+                preallocated: OnceLock::new(),
+            });
+        }
+        Ok(Self {
+            virtual_size: views.first().map_or(0, |view| view.virtual_size),
+            views,
+            cache: TableCache::new(options.cache_bytes),
+            tickets: Tickets::default(),
+            contexts: Mutex::default(),
+        })
+    }
+
+    /// Size of the disk in bytes: that of the top layer, or of its snapshot.
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    /// The layers, top first.
+    pub fn layers(&self) -> impl ExactSizeIterator<Item = &Layer> + Clone {
+        self.views.iter().map(|view| &view.layer)
+    }
+
+    /// The layer at `depth`.
+    pub fn layer(&self, depth: u32) -> Option<&Layer> {
+        self.view(depth).map(|view| &view.layer)
+    }
+
+    /// Cluster size of the top layer in bytes; none if it is raw.
+    pub fn cluster_size(&self) -> Option<u64> {
+        self.layer(0).and_then(Layer::cluster_size)
+    }
+
+    /// Takes a ticket: what whoever resolves and fetches by itself must hold from before the resolve until the bytes are there.
+    pub fn ticket(&self) -> Ticket {
+        self.tickets.take()
+    }
+
+    /// The tickets of this chain.
+    pub fn tickets(&self) -> &Tickets {
+        &self.tickets
+    }
+
+    /// The maximal runs of `length` bytes from `start`, as far as they lie inside the disk: at most `max_runs`, in order, without gaps.
+    ///
+    /// The answer may end early where a table cannot be read; the error comes when that is the first thing asked for.
+    ///
+    /// # Errors
+    /// [`Error::Entry`], [`Error::Truncated`], [`Error::Io`]: what forbids following the map at `start`.
+    pub fn resolve(&self, start: GuestOffset, length: u64, max_runs: usize) -> Result<Vec<Run>> {
+        resolve::resolve(self, start, length, max_runs)
+    }
+
+    /// Fills `buffer` with the bytes from `start` on. `runs` are what resolve answered for at least that range, in order.
+    ///
+    /// # Errors
+    /// [`Error::Truncated`] for clusters past the end of the file, [`Error::Decompress`], [`Error::Io`], [`Error::Invalid`] if `runs` do not
+    /// cover the range.
+    pub fn fetch(&self, runs: &[Run], start: GuestOffset, buffer: &mut [u8], context: &mut FetchContext) -> Result<()> {
+        fetch::fetch(self, runs, start, buffer, context)
+    }
+
+    /// Reads into `buffer` from `offset` on and returns how many bytes there were: fewer than asked for only at the end of the disk.
+    ///
+    /// # Errors
+    /// Those of [`Chain::resolve`] and [`Chain::fetch`].
+    pub fn read(&self, offset: GuestOffset, buffer: &mut [u8]) -> Result<usize> {
+        let _ticket = self.ticket();
+        let there = self.virtual_size.saturating_sub(offset.0);
+        let count = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
+        let mut rest = buffer.get_mut(..count).unwrap_or_default();
+        let mut at = offset;
+        while !rest.is_empty() {
+            let runs = self.resolve(at, rest.len() as u64, READ_RUNS)?;
+            let length: u64 = runs.iter().map(|run| run.length).sum();
+            let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
+            let (now, later) = rest.split_at_mut(length);
+            self.fetch_parallel(&runs, at, now)?;
+            at = GuestOffset(at.0 + length as u64);
+            rest = later;
+        }
+        Ok(count)
+    }
+
+    /// As `fetch`, on several threads where that helps: decompressing takes longer than starting them.
+    fn fetch_parallel(&self, runs: &[Run], start: GuestOffset, buffer: &mut [u8]) -> Result<()> {
+        let compressed = |run: &&Run| matches!(run.kind, RunKind::Compressed { .. });
+        let threads = parallel::default_threads();
+        if threads == 1 || buffer.len() < SPLIT_FROM || runs.iter().filter(compressed).nth(1).is_none() {
+            let mut context = self.borrow_context();
+            let outcome = self.fetch(runs, start, buffer, &mut context.context);
+            return outcome;
+        }
+        let mut items = Vec::new();
+        let (mut at, mut rest) = (start, buffer);
+        for part in runs.chunks(runs.len().div_ceil(threads * 4)) {
+            let length: u64 = part.iter().map(|run| run.length).sum();
+            let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
+            let (now, later) = rest.split_at_mut(length);
+            items.push((part, at, now));
+            at = GuestOffset(at.0 + length as u64);
+            rest = later;
+        }
+        parallel::for_each(
+            threads,
+            items,
+            || self.borrow_context(),
+            |context, (part, at, now)| self.fetch(part, at, now, &mut context.context),
+        )
+    }
+
+    fn borrow_context(&self) -> BorrowedContext<'_> {
+        let kept = self.contexts.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        BorrowedContext {
+            chain: self,
+            context: kept.unwrap_or_default(),
+        }
+    }
+
+    pub(crate) fn view(&self, depth: u32) -> Option<&View> {
+        self.views.get(usize::try_from(depth).ok()?)
+    }
+}
+
+/// A context from the chain's own, given back when it is dropped.
+struct BorrowedContext<'a> {
+    chain: &'a Chain,
+    context: FetchContext,
+}
+
+impl Drop for BorrowedContext<'_> {
+    fn drop(&mut self) {
+        let mut kept = self.chain.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < parallel::default_threads() {
+            kept.push(std::mem::take(&mut self.context));
+        }
+    }
+}
+
+fn check(layers: &[Layer], options: &ChainOptions) -> Result<()> {
+    let (Some(top), Some(last)) = (layers.first(), layers.last()) else {
+        return Err(Error::Invalid {
+            argument: "layers",
+            reason: "a chain has at least one layer".into(),
+        });
+    };
+    let allowed = top.options().limits.max_chain_depth;
+    if layers.len() as u64 > u64::from(allowed) {
+        return Err(Error::Limit {
+            limit: "maxChainDepth",
+            allowed: allowed.into(),
+            wanted: layers.len() as u64,
+        });
+    }
+    for (depth, layer) in layers.iter().enumerate() {
+        let above = layers.get(..depth).unwrap_or_default();
+        if above
+            .iter()
+            .any(|other| same_place(&**other.storage(), &**layer.storage()))
+        {
+            return Err(layer.state("BACKING_LOOP", "the image is its own backing file"));
+        }
+        if above.last().is_some_and(|upper| upper.image().is_none()) {
+            return Err(Error::Invalid {
+                argument: "layers",
+                reason: "a raw layer has no backing file".into(),
+            });
+        }
+        check_layer(layer, layers)?;
+    }
+    let named = last.extensions().is_some_and(|e| e.backing_name.is_some());
+    if named && !options.without_backing {
+        return Err(last.state("BACKING_REQUIRED", "the image needs its backing file"));
+    }
+    Ok(())
+}
+
+fn check_layer(layer: &Layer, layers: &[Layer]) -> Result<()> {
+    let Some(image) = layer.image() else { return Ok(()) };
+    if image.header.encryption != qcow2_format::EncryptionMethod::None {
+        let luks = image.header.encryption == qcow2_format::EncryptionMethod::Luks;
+        return Err(Error::Encrypted {
+            path: layer.path(),
+            method: if luks { "luks" } else { "aes" },
+        });
+    }
+    if layer.options().metadata_only {
+        return Err(layer.state("METADATA_ONLY", "only the image's metadata was opened"));
+    }
+    if layer.needs_data_file() {
+        return Err(layer.state("DATA_FILE_REQUIRED", "the image needs its external data file"));
+    }
+    let data = layer.data_file();
+    let same = |other: &Layer| data.is_some_and(|data| same_place(&**data, &**other.storage()));
+    if layers.iter().any(same) {
+        return Err(layer.state("SAME_FILE", "the data file is also an image of the chain"));
+    }
+    Ok(())
+}

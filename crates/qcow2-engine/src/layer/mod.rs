@@ -1,0 +1,271 @@
+//! One opened image or raw file.
+
+mod open;
+mod tables;
+
+use std::sync::Arc;
+
+use qcow2_format::bitmap::Bitmap;
+use qcow2_format::entry::EntryRules;
+use qcow2_format::{Extensions, FormatError, Header, L1Entry, Snapshot};
+
+use crate::error::{Error, Result};
+use crate::lock::{ImageLock, LockMode, Locking};
+use crate::notice::Notice;
+use crate::storage::{Identity, Storage};
+
+/// What a layer's bytes mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A qcow2 image.
+    Qcow2,
+    /// The disk's bytes as they are.
+    Raw,
+}
+
+impl Format {
+    /// `"qcow2"` or `"raw"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+
+    /// The format that the first bytes of a file show, by QEMU's rule: qcow2 if the magic is there with a version from 2 up.
+    pub fn probe(prefix: &[u8]) -> Self {
+        let version = prefix.get(4..8).and_then(|bytes| bytes.try_into().ok());
+        let version = version.map_or(0, u32::from_be_bytes);
+        if prefix.starts_with(&qcow2_format::header::MAGIC) && version >= 2 {
+            Self::Qcow2
+        } else {
+            Self::Raw
+        }
+    }
+}
+
+/// Bounds on what an image may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest virtual size in bytes; none: the format's own.
+    pub max_virtual_size: Option<u64>,
+    /// Most bytes of tables that are kept for one layer.
+    pub max_memory: u64,
+    /// Most layers of a chain.
+    pub max_chain_depth: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_virtual_size: None,
+            max_memory: 256 << 20,
+            max_chain_depth: 200,
+        }
+    }
+}
+
+/// How a layer is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerOptions {
+    /// Read although somebody may be writing. A notice says that what is read may be torn.
+    pub force_share: bool,
+    /// Whether locks are taken.
+    pub locking: Locking,
+    /// Bounds.
+    pub limits: Limits,
+    /// Only what the header, its extensions, the snapshot table and the bitmap directory say is wanted: encrypted images open, the data
+    /// file is not needed. Such a layer cannot be part of a chain.
+    pub metadata_only: bool,
+    /// Open in spite of faults that a check reports: a damaged snapshot table, an L1 table that passes the end of the file, encryption.
+    pub for_check: bool,
+}
+
+/// The parts that only a qcow2 layer has.
+#[derive(Debug)]
+pub(crate) struct Image {
+    pub(crate) header: Header,
+    pub(crate) extensions: Extensions,
+    pub(crate) rules: EntryRules,
+    /// Empty if only metadata was wanted.
+    pub(crate) l1: Arc<[L1Entry]>,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) snapshot_table_bytes: u64,
+    pub(crate) snapshot_fault: Option<FormatError>,
+    pub(crate) bitmaps: Vec<Bitmap>,
+    pub(crate) bitmap_fault: Option<FormatError>,
+}
+
+/// One opened image or raw file, read-only.
+#[derive(Debug)]
+pub struct Layer {
+    storage: Arc<dyn Storage>,
+    data_file: Option<Arc<dyn Storage>>,
+    locks: Vec<ImageLock>,
+    image: Option<Box<Image>>,
+    virtual_size: u64,
+    notices: Vec<Notice>,
+    options: LayerOptions,
+}
+
+impl Layer {
+    /// Opens a qcow2 image. Nothing that it names is opened.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for everything in header, extensions and tables that forbids reading, [`Error::Encrypted`], [`Error::Limit`],
+    /// [`Error::Locked`], [`Error::Io`].
+    pub fn open_qcow2(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<Self> {
+        open::qcow2(storage, options)
+    }
+
+    /// Opens a raw file. Its virtual size is its length rounded up to whole sectors of 512 bytes.
+    ///
+    /// # Errors
+    /// [`Error::Limit`], [`Error::Locked`], [`Error::Io`].
+    pub fn open_raw(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<Self> {
+        open::raw(storage, options)
+    }
+
+    /// What the layer's bytes mean.
+    pub fn format(&self) -> Format {
+        if self.image.is_some() {
+            Format::Qcow2
+        } else {
+            Format::Raw
+        }
+    }
+
+    /// Size of the disk in bytes, a multiple of 512.
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    /// The header of a qcow2 layer.
+    pub fn header(&self) -> Option<&Header> {
+        self.image.as_ref().map(|image| &image.header)
+    }
+
+    /// The header extensions of a qcow2 layer.
+    pub fn extensions(&self) -> Option<&Extensions> {
+        self.image.as_ref().map(|image| &image.extensions)
+    }
+
+    /// Cluster size of a qcow2 layer in bytes.
+    pub fn cluster_size(&self) -> Option<u64> {
+        self.header().map(|header| header.geometry.cluster_size())
+    }
+
+    /// The internal snapshots. Their L1 tables are looked at when one is opened, not before.
+    pub fn snapshots(&self) -> &[Snapshot] {
+        self.image.as_ref().map_or(&[], |image| &image.snapshots)
+    }
+
+    /// Length of the snapshot table in bytes.
+    pub fn snapshot_table_bytes(&self) -> u64 {
+        self.image.as_ref().map_or(0, |image| image.snapshot_table_bytes)
+    }
+
+    /// Why the snapshot table cannot be read; only with [`LayerOptions::for_check`].
+    pub fn snapshot_fault(&self) -> Option<&FormatError> {
+        self.image.as_ref().and_then(|image| image.snapshot_fault.as_ref())
+    }
+
+    /// The persistent bitmaps: none if the directory is damaged or stale.
+    pub fn bitmaps(&self) -> &[Bitmap] {
+        self.image.as_ref().map_or(&[], |image| &image.bitmaps)
+    }
+
+    /// Why the bitmap directory cannot be read.
+    pub fn bitmap_fault(&self) -> Option<&FormatError> {
+        self.image.as_ref().and_then(|image| image.bitmap_fault.as_ref())
+    }
+
+    /// The active L1 table of a qcow2 layer; empty if only metadata was wanted.
+    pub fn l1(&self) -> &[L1Entry] {
+        self.image.as_ref().map_or(&[], |image| &image.l1)
+    }
+
+    /// What was found on opening that a reader should know.
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
+    }
+
+    /// The file itself.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// The external data file, once attached.
+    pub fn data_file(&self) -> Option<&Arc<dyn Storage>> {
+        self.data_file.as_ref()
+    }
+
+    /// The options that it was opened with.
+    pub fn options(&self) -> &LayerOptions {
+        &self.options
+    }
+
+    /// Whether guest data lives in an external data file that is not attached yet.
+    pub fn needs_data_file(&self) -> bool {
+        self.data_file.is_none() && self.image.as_ref().is_some_and(|image| image.rules.data_file)
+    }
+
+    /// Attaches the external data file.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the image has none, or if it is the image itself; [`Error::Locked`].
+    pub fn set_data_file(&mut self, storage: Arc<dyn Storage>) -> Result<()> {
+        if !self.image.as_ref().is_some_and(|image| image.rules.data_file) {
+            return Err(self.state("NO_DATA_FILE", "the image has no external data file"));
+        }
+        if same_place(&*storage, &*self.storage) {
+            return Err(self.state("SAME_FILE", "the image is named as its own data file"));
+        }
+        let mode = if self.options.force_share {
+            LockMode::ForceShare
+        } else {
+            LockMode::ReadOnly
+        };
+        let (lock, notice) = ImageLock::acquire(storage.clone(), mode, self.options.locking)?;
+        self.locks.push(lock);
+        self.notices.extend(notice);
+        self.data_file = Some(storage);
+        Ok(())
+    }
+
+    /// What tells the file apart.
+    pub fn identity(&self) -> Option<Identity> {
+        self.storage.identity()
+    }
+
+    /// Where guest clusters that are not compressed stand: the external data file, or the image itself.
+    pub(crate) fn data_storage(&self) -> &Arc<dyn Storage> {
+        self.data_file.as_ref().unwrap_or(&self.storage)
+    }
+
+    pub(crate) fn image(&self) -> Option<&Image> {
+        self.image.as_deref()
+    }
+
+    pub(crate) fn path(&self) -> Option<std::path::PathBuf> {
+        self.storage.path().map(Into::into)
+    }
+
+    pub(crate) fn state(&self, code: &'static str, reason: impl Into<String>) -> Error {
+        Error::State {
+            code,
+            path: self.path(),
+            reason: reason.into(),
+        }
+    }
+
+    /// The L1 table of a snapshot and the size of the disk at that time.
+    pub(crate) fn snapshot_view(&self, wanted: &str) -> Result<(Arc<[L1Entry]>, u64)> {
+        tables::snapshot_view(self, wanted)
+    }
+}
+
+/// Whether two storages are the same bytes: the same file, from the same place on.
+pub(crate) fn same_place(a: &dyn Storage, b: &dyn Storage) -> bool {
+    std::ptr::addr_eq(a, b) || (a.identity().is_some() && a.identity() == b.identity() && a.base() == b.base())
+}

@@ -1,0 +1,97 @@
+//! Splitting one piece of work over a few threads.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// Threads that a request may use if nobody says: as many as the machine has, up to 8.
+pub(crate) fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
+}
+
+/// Does `work` on every item, on up to `threads` threads that the caller's thread is one of. `state` makes what each thread keeps for itself.
+///
+/// # Errors
+/// That of the first item, in the order of `items`, whose work failed. Items behind it may not have been begun.
+pub(crate) fn for_each<T: Send, S>(
+    threads: usize,
+    items: Vec<T>,
+    state: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) -> Result<()> + Sync,
+) -> Result<()> {
+    let threads = threads.clamp(1, items.len().max(1));
+    let queue = Mutex::new(items.into_iter().enumerate());
+    let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    let worker = || {
+        let mut own = state();
+        loop {
+            let failed = lock(&failure).is_some();
+            let Some((index, item)) = (if failed { None } else { lock(&queue).next() }) else {
+                return;
+            };
+            if let Err(error) = work(&mut own, item) {
+                let mut first = lock(&failure);
+                if first.as_ref().is_none_or(|(other, _)| index < *other) {
+                    *first = Some((index, error));
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // A thread that the system refuses is work for the others.
+            let _ = std::thread::Builder::new()
+                .name("qcow2-piece".into())
+                .spawn_scoped(scope, worker);
+        }
+        worker();
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn every_item_is_worked_on_once() {
+        for threads in [0, 1, 3, 50] {
+            let sum = AtomicU64::new(0);
+            let items: Vec<u64> = (1..=100).collect();
+            for_each(
+                threads,
+                items,
+                || (),
+                |(), n| {
+                    sum.fetch_add(n, Ordering::Relaxed);
+                    Ok(())
+                },
+            )
+            .unwrap();
+            assert_eq!(sum.into_inner(), 5050);
+        }
+    }
+
+    #[test]
+    fn the_first_failure_stops_the_rest() {
+        let error = for_each(
+            1,
+            vec![1u64, 2, 3, 4],
+            || (),
+            |(), n| {
+                assert!(n < 3);
+                if n == 2 { Err(Error::Cancelled) } else { Ok(()) }
+            },
+        );
+        assert!(matches!(error, Err(Error::Cancelled)));
+    }
+}
