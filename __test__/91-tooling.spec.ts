@@ -1,6 +1,7 @@
 /** The scripts that judge a change: what they count, what they forbid, and what a failed load tells. */
 import test from 'ava'
 import { loadFailureText, loadOrExplain, type Platform } from '../js/load.js'
+import { isAllowed } from '../scripts/check-licenses.mjs'
 import { findBreaches, judgeImport } from '../scripts/check-rooms.mjs'
 import { failedBlocks, readCargoTest, readNextest, readTap } from '../scripts/lib/results.mjs'
 
@@ -65,6 +66,12 @@ test('the command line sees the façade alone, and the façade does not see it',
   t.truthy(judgeImport('js/cli/commands/info.ts', '../../disk.js'))
   t.truthy(judgeImport('js/index.ts', './cli/main.js'))
   t.truthy(judgeImport('js/index.ts', '../__test__/support/model.js'))
+})
+
+test('a licence is allowed if each part of its expression has an allowed alternative', (t) => {
+  for (const license of ['MIT', 'MIT/Apache-2.0', 'GPL-2.0 OR MIT', '(MIT OR Apache-2.0) AND Unicode-3.0', 'BSD-3-Clause AND BSD-2-Clause'])
+    t.true(isAllowed(license), license)
+  for (const license of ['', 'GPL-2.0', 'MIT AND GPL-2.0', '(MIT OR GPL-2.0) AND GPL-2.0', 'LGPL-2.1-or-later']) t.false(isAllowed(license), license)
 })
 
 test('this tree keeps to its rooms', async (t) => {

@@ -5,6 +5,7 @@
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
+import { licenseTexts } from './check-licenses.mjs'
 import { bin, must, root } from './lib/run.mjs'
 import { setup } from './setup.mjs'
 
@@ -17,13 +18,13 @@ await setup({ tests: false, profile: options.profile })
 rmSync(out, { recursive: true, force: true })
 // napi takes the folder relative to the manifest only.
 await must(bin('napi'), ['create-npm-dirs', '--npm-dir', relative(root, out)])
-const { ready, missing } = fillPlatforms()
+const { ready, missing } = fillPlatforms(await licenseTexts())
 await makeMainPackage(ready)
 console.log(`ready in ${options.out}: qcow2, ${ready.join(', ') || 'no platform'}`)
 if (missing.length > 0) console.log(`no binary at hand, folders removed: ${missing.join(', ')}`)
 
-/** Copies the binaries. A platform without one is taken out: an empty package would shadow the honest load error. */
-function fillPlatforms() {
+/** Copies the binaries and the licences of what they are linked from. A platform without one is taken out: an empty package would shadow the honest load error. */
+function fillPlatforms(licenses) {
   const sources = [root, ...(options.artifacts ? [resolve(options.artifacts)] : [])]
   const ready = []
   const missing = []
@@ -33,6 +34,8 @@ function fillPlatforms() {
     if (source) {
       copyFileSync(source, join(out, platform, file))
       for (const license of ['LICENSE-MIT', 'LICENSE-APACHE']) copyFileSync(join(root, license), join(out, platform, license))
+      addToFiles(join(out, platform, 'package.json'), ['LICENSE-MIT', 'LICENSE-APACHE', 'THIRD-PARTY-LICENSES.txt'])
+      writeFileSync(join(out, platform, 'THIRD-PARTY-LICENSES.txt'), licenses)
       ready.push(platform)
     } else {
       rmSync(join(out, platform), { recursive: true })
@@ -40,6 +43,12 @@ function fillPlatforms() {
     }
   }
   return { ready, missing }
+}
+
+function addToFiles(path, names) {
+  const manifest = JSON.parse(readFileSync(path, 'utf8'))
+  manifest.files.push(...names)
+  writeFileSync(path, `${JSON.stringify(manifest, null, 2)}\n`)
 }
 
 /** What `npm pack` would take, with a manifest that names the platforms and nothing that only a clone needs. */

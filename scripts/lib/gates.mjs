@@ -2,6 +2,7 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { findUnlicensed } from '../check-licenses.mjs'
 import { findBreaches } from '../check-rooms.mjs'
 import { bin, root, run } from './run.mjs'
 import { missingPackages } from './system-packages.mjs'
@@ -13,6 +14,7 @@ export const gates = {
     return missing.length > 0 ? `missing: ${missing.map((entry) => entry.name).join(', ')}` : undefined
   },
   rooms: async () => (await findBreaches()).join('\n') || undefined,
+  licenses: async () => (await findUnlicensed()).join('\n') || undefined,
   lockfile: async () => lockfileProblem(),
   'generated files': () => generatedFilesProblem(),
   biome: () => command(bin('biome'), ['ci', '--error-on-warnings', '.']),
