@@ -9,11 +9,46 @@
  */
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
+/** Attaches the external data file of a layer, which nobody else may be using. Failing closes the layer. */
+export declare function attachDataFile(id: CallId, layer: Handle, source: SourceSpec): void
+
+/** A persistent bitmap. */
+export interface BitmapFacts {
+  /** Its name. */
+  name: string
+  /** Bytes of guest that a bit stands for. */
+  granularity: number
+  /** It was not stored when its image was last closed. */
+  inUse: boolean
+  /** It records writes. */
+  auto: boolean
+}
+
 /** A call's number, chosen by JavaScript, unique while the call is open. */
 export type CallId = number
 
 /** Asks a call to stop. Unknown and ended calls are ignored. */
 export declare function cancel(id: CallId): void
+
+/** What is known of a disk. */
+export interface ChainFacts {
+  /** Stands for the open chain. */
+  handle: Handle
+  /** In bytes. */
+  virtualSize: bigint
+  /** In bytes. Of a raw file: a sector. */
+  clusterSize: number
+}
+
+/** How a chain is opened. */
+export interface ChainSpec {
+  /** Id or name of a snapshot of the top layer; none: its active state. */
+  snapshot?: string
+  /** Byte budget of the table caches. */
+  cacheBytes: number
+  /** The last layer may name a backing file that is not there. Default false. */
+  withoutBacking?: boolean
+}
 
 /** Closes a handle once the calls that use it have ended. Closing twice is no error; the second waits as well. */
 export declare function close(id: CallId, handle: Handle): void
@@ -44,6 +79,84 @@ export type Handle = number
 /** Panics at a stage: `call`, `pool`, `job` or `completion`; `argument` does so outside of the call's own guard. */
 export declare function injectPanic(id: CallId, stage: string): void
 
+/** What is known of a layer once it is open. Sizes in bytes. */
+export interface LayerFacts {
+  /** Stands for the open layer. */
+  handle: Handle
+  /** `qcow2` or `raw`. */
+  format: 'qcow2' | 'raw'
+  /** The size that a guest sees. */
+  virtualSize: bigint
+  /** Length of the file. */
+  fileSize: bigint
+  /** What the file takes on its device. */
+  actualSize?: bigint
+  /** Cluster size. */
+  clusterSize?: number
+  /** With `inode`: what makes two files the same. */
+  device?: bigint
+  /** With `device`: what makes two files the same. */
+  inode?: bigint
+  /** 2 or 3. */
+  version?: number
+  /** Width of a refcount. */
+  refcountBits?: number
+  /** How its clusters are compressed. */
+  compressionType?: 'zlib' | 'zstd' | 'lz4'
+  /** Refcounts may be behind while it is written. */
+  lazyRefcounts?: boolean
+  /** L2 entries with subclusters. */
+  extendedL2?: boolean
+  /** It was not closed. */
+  dirty?: boolean
+  /** It was found corrupt. */
+  corrupt?: boolean
+  /** How guest data is encrypted, if it is. */
+  encryption?: 'aes' | 'luks'
+  /** The recorded name of the backing file. */
+  backingFile?: string
+  /** Its recorded format. */
+  backingFormat?: string
+  /** The recorded name of the data file. */
+  dataFile?: string
+  /** Guest data is in a data file, which is not attached. */
+  needsDataFile?: boolean
+  /** The data file alone is a raw image. */
+  dataFileRaw?: boolean
+  /** Internal snapshots. */
+  snapshots: Array<SnapshotFacts>
+  /** Persistent bitmaps. */
+  bitmaps: Array<BitmapFacts>
+  /** What a reader should know. */
+  notices: Array<NoticeFacts>
+}
+
+/** How a layer is opened. */
+export interface LayerSpec {
+  /** What its bytes mean: `qcow2` or `raw`. */
+  format: string
+  /** Read although another process may be writing. */
+  forceShare: boolean
+  /** `auto`, `on` or `off`. */
+  locking: string
+  /** Facts alone are wanted: an encrypted image opens too. */
+  metadataOnly: boolean
+  /** Keep going where `check` wants to report. */
+  forCheck: boolean
+  /** Largest virtual size in bytes. */
+  maxVirtualSize?: bigint
+  /** Most bytes of tables. */
+  maxMemory: number
+  /** Most layers of a chain. */
+  maxChainDepth: number
+}
+
+/**
+ * Completes with at most `max` ranges from the guest offset `start` on, as a `BigUint64Array` of five words for each: start, length,
+ * flags (1 present, 2 zero, 4 data, 8 compressed, 16 has an offset, 32 in the data file; depth from bit 32 on), offset, 0.
+ */
+export declare function map(id: CallId, chain: Handle, start: bigint, length: bigint, max: number): void
+
 /** Lets the memory go; images that are open on it keep it. */
 export declare function memoryClose(handle: Handle): void
 
@@ -62,6 +175,20 @@ export declare function memoryTruncate(handle: Handle, size: number): void
 /** Copies `bytes` to `position` and grows the memory where needed. */
 export declare function memoryWrite(handle: Handle, bytes: Uint8Array, position: number): void
 
+/** Something found on opening. */
+export interface NoticeFacts {
+  /** Stable. */
+  code: string
+  /** In words. */
+  message: string
+}
+
+/** Makes a disk of open layers, top first, whose handles end with that, also if it fails. Completes with its facts. */
+export declare function openChain(id: CallId, layers: Array<Handle>, options: ChainSpec): void
+
+/** Opens an image or raw file. Nothing that it names is opened. Completes with its facts. */
+export declare function openLayer(id: CallId, source: SourceSpec, options: LayerSpec): void
+
 /** Tells by its first bytes whether a source is `qcow2` or `raw`. */
 export declare function probeFormat(id: CallId, source: SourceSpec): void
 
@@ -76,10 +203,38 @@ export interface ProgressData {
 }
 
 /**
+ * Reads `length` bytes at a guest offset, given as two 32-bit halves, to `offset` of `target`. Completes with the count of bytes, which
+ * is smaller only at the end of the disk.
+ *
+ * The bytes are read into memory of ours and copied in the completion, after the target was asked again where it is and how long.
+ */
+export declare function read(id: CallId, chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
+
+/**
  * For the end of the process: stops every call and waits, at most so many milliseconds, until what was half-made is removed.
  * Nothing completes after it.
  */
 export declare function shutdown(milliseconds: number): void
+
+/** A snapshot as its table has it. */
+export interface SnapshotFacts {
+  /** Its id, a text. */
+  id: string
+  /** Its name. */
+  name: string
+  /** Bytes of saved machine state. */
+  vmStateSize: bigint
+  /** When it was taken, in seconds since 1970. */
+  dateSec: number
+  /** And nanoseconds. */
+  dateNsec: number
+  /** The guest's clock in nanoseconds. */
+  vmClockNsec: bigint
+  /** Instruction count, if the entry carries one. */
+  icount?: bigint
+  /** Virtual size at that time, in bytes. */
+  diskSize: bigint
+}
 
 /** A file or memory, or a window of it. */
 export interface SourceSpec {

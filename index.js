@@ -835,15 +835,20 @@ function __napiStampBindingTarget(exportsObject, target) {
 // linked import resolves to `undefined`.
 module.exports.__napiBindingTarget = __napiStampBindingTarget(nativeBinding, __napiLoadedBindingTarget)
 module.exports = nativeBinding
+module.exports.attachDataFile = nativeBinding.attachDataFile
 module.exports.cancel = nativeBinding.cancel
 module.exports.close = nativeBinding.close
 module.exports.injectPanic = nativeBinding.injectPanic
+module.exports.map = nativeBinding.map
 module.exports.memoryClose = nativeBinding.memoryClose
 module.exports.memoryCreate = nativeBinding.memoryCreate
 module.exports.memoryRead = nativeBinding.memoryRead
 module.exports.memorySize = nativeBinding.memorySize
 module.exports.memoryTruncate = nativeBinding.memoryTruncate
 module.exports.memoryWrite = nativeBinding.memoryWrite
+module.exports.openChain = nativeBinding.openChain
+module.exports.openLayer = nativeBinding.openLayer
 module.exports.probeFormat = nativeBinding.probeFormat
+module.exports.read = nativeBinding.read
 module.exports.shutdown = nativeBinding.shutdown
 module.exports.start = nativeBinding.start

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use napi::{Env, Result as NapiResult};
 use qcow2_engine::storage::MemoryStorage;
-use qcow2_engine::{CancelToken, Error, JobContext, Progress};
+use qcow2_engine::{CancelToken, Chain, Error, JobContext, Layer, Progress};
 
 use crate::handles::{Handle, Resource};
 use crate::instance::{Cancellable, Instance};
@@ -41,12 +41,43 @@ pub(crate) fn accept(env: &Env, id: CallId, begin: impl FnOnce(&mut Call) -> Res
 }
 
 impl Call {
+    /// An open disk, which stays open until the call ends.
+    pub(crate) fn chain(&mut self, handle: Handle) -> Result<Arc<Chain>, Error> {
+        match self.resource(handle)? {
+            Resource::Chain(chain) => Ok(chain),
+            _ => Err(wrong_kind("chain")),
+        }
+    }
+
     /// Bytes in memory, which stay until the call ends (and as long as an image is open on them).
     pub(crate) fn memory(&mut self, handle: Handle) -> Result<Arc<MemoryStorage>, Error> {
         match self.resource(handle)? {
             Resource::Memory(memory) => Ok(memory),
             _ => Err(wrong_kind("memory")),
         }
+    }
+
+    /// Layers whose handles end here, even if one of them is refused.
+    pub(crate) fn take_layers(&mut self, handles: &[Handle]) -> Result<Vec<Layer>, Error> {
+        let taken: Vec<_> = {
+            let mut table = self.instance.handles.borrow_mut();
+            handles.iter().map(|handle| table.take(*handle)).collect()
+        };
+        taken.into_iter().map(|resource| only_layer(resource?)).collect()
+    }
+
+    /// A layer to be changed; its handle waits for `Handles::give_back`.
+    pub(crate) fn borrow_layer(&mut self, handle: Handle) -> Result<Layer, Error> {
+        let mut table = self.instance.handles.borrow_mut();
+        // Nobody can take what is not a layer for one: looked at before it is taken.
+        let Resource::Layer(_) = table.resource(handle)? else {
+            return Err(wrong_kind("layer"));
+        };
+        let resource = table.lend(handle)?;
+        table.retain(handle);
+        self.uses.push(handle);
+        drop(table);
+        only_layer(resource)
     }
 
     /// Hands `work` to a thread. It may be cancelled, and may tell how far it is.
@@ -139,6 +170,14 @@ impl Call {
 fn progress_to(outbox: &Arc<Outbox>, id: CallId) -> Progress {
     let outbox = Arc::clone(outbox);
     Progress::new(move |report| outbox.push(Done::new(id, Outcome::Progress(report))))
+}
+
+fn only_layer(resource: Resource) -> Result<Layer, Error> {
+    match resource {
+        // No call uses it, so no other owner is left.
+        Resource::Layer(layer) => Arc::try_unwrap(layer).map_err(|_| wrong_kind("layer")),
+        _ => Err(wrong_kind("layer")),
+    }
 }
 
 fn wrong_kind(wanted: &'static str) -> Error {

@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use qcow2_engine::Error;
 use qcow2_engine::storage::MemoryStorage;
+use qcow2_engine::{Chain, Error, Layer};
 
 use crate::outbox::CallId;
 
@@ -19,6 +19,10 @@ pub type Handle = u32;
 pub(crate) enum Resource {
     /// Bytes in memory.
     Memory(Arc<MemoryStorage>),
+    /// An image that is not part of a chain yet.
+    Layer(Arc<Layer>),
+    /// A disk.
+    Chain(Arc<Chain>),
 }
 
 /// The handles of one environment. Used on its thread alone.
@@ -115,6 +119,13 @@ impl Handles {
 
     /// Takes the thing behind a handle, which ends with that. An accepted call that uses it refuses this.
     pub(crate) fn take(&mut self, handle: Handle) -> Result<Resource, Error> {
+        let resource = self.lend(handle)?;
+        self.slots.remove(&handle);
+        Ok(resource)
+    }
+
+    /// As [`Handles::take`], but the handle waits for [`Handles::give_back`]; the call that this is for has to retain it.
+    pub(crate) fn lend(&mut self, handle: Handle) -> Result<Resource, Error> {
         let slot = self.slots.get_mut(&handle).ok_or(Error::Closed)?;
         if slot.uses > 0 {
             return Err(Error::State {
@@ -123,9 +134,18 @@ impl Handles {
                 reason: "the image is still in use by another call".to_owned(),
             });
         }
-        let resource = slot.resource.take().ok_or(Error::Closed)?;
-        self.slots.remove(&handle);
-        Ok(resource)
+        slot.resource.take().ok_or(Error::Closed)
+    }
+
+    /// Ends [`Handles::lend`]. A handle that was closed meanwhile lets go of it with its last release.
+    pub(crate) fn give_back(&mut self, handle: Handle, resource: Resource) {
+        if let Some(slot) = self.slots.get_mut(&handle) {
+            if slot.closers.is_empty() {
+                slot.resource = Some(resource);
+            } else {
+                slot.leaving = Some(resource);
+            }
+        }
     }
 
     fn leave(&mut self, handle: Handle) -> Option<Leaving> {

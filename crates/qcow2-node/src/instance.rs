@@ -147,10 +147,11 @@ impl Instance {
         let mut values = Values::new(env, batch.len())?;
         for done in batch {
             let is_end = !matches!(done.outcome, Outcome::Progress(_));
+            // The result first: it may give back what the call had taken out of a handle.
+            self.place(env, &mut values, done.id, done.outcome)?;
             if is_end {
                 self.call_ends(env, done.id, &done.uses);
             }
-            self.place(env, &mut values, done.id, done.outcome)?;
         }
         values.into_arguments(env)
     }

@@ -5,27 +5,28 @@
 //! to JavaScript ([`instance`], [`values`]). Every entry, job and completion runs under one guard ([`panics`]), and everything `unsafe`
 //! is in [`raw`].
 
-#![allow(
-    dead_code,
-    unreachable_patterns,
-    reason = "the calls on layers and chains, which come next, use the rest"
-)]
+#![cfg_attr(test, allow(dead_code, reason = "entries are registered outside of tests only"))]
 #![allow(unreachable_pub, reason = "what is public here is public to JavaScript")]
 
 #[macro_use]
 extern crate napi_derive;
 
 mod call;
+mod chain;
 mod error;
 mod handles;
 mod instance;
+mod layer;
 mod lifecycle;
+mod listing;
+mod map;
 mod memory;
 mod numbers;
 mod outbox;
 mod panics;
 mod pool;
 mod raw;
+mod read;
 mod source;
 mod testing;
 mod values;

@@ -10,6 +10,7 @@ use qcow2_format::HostOffset;
 use crate::error::thrown;
 use crate::handles::{Handle, Resource};
 use crate::instance::Instance;
+use crate::numbers::whole;
 use crate::panics::guard;
 use crate::raw::{Bytes, OutBytes};
 
@@ -107,20 +108,7 @@ fn with_instance<T>(env: &Env, work: impl FnOnce(&Instance) -> Result<T, Error>)
 }
 
 fn offset(position: f64) -> Result<HostOffset, Error> {
-    // The largest integer that every smaller one is exact under.
-    const LARGEST: f64 = 9_007_199_254_740_991.0;
-    if !(0.0..=LARGEST).contains(&position) || position.fract() != 0.0 {
-        return Err(Error::Invalid {
-            argument: "position",
-            reason: format!("{position} is not a whole number of bytes"),
-        });
-    }
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "just checked: whole, not negative, exact"
-    )]
-    Ok(HostOffset(position as u64))
+    whole("position", position).map(HostOffset)
 }
 
 fn io(operation: &'static str) -> impl FnOnce(std::io::Error) -> Error {

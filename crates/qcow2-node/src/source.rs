@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::Error;
 use qcow2_engine::storage::{AllowSpecial, FileStorage, OpenMode, Storage, WindowStorage};
+use qcow2_engine::{Error, Format};
 use qcow2_format::HostOffset;
 
 use crate::call::{Call, accept};
@@ -105,13 +105,7 @@ pub fn probe_format(env: Env, id: CallId, source: SourceSpec) -> napi::Result<()
                 path: storage.path().map(Into::into),
                 source,
             })?;
-            let format = match first {
-                // The magic and a version of at least 2: what QEMU takes for an image as well.
-                [b'Q', b'F', b'I', 0xfb, version @ ..] if count == first.len() && u32::from_be_bytes(version) >= 2 => {
-                    "qcow2"
-                }
-                _ => "raw",
-            };
+            let format = Format::probe(first.get(..count).unwrap_or_default()).name();
             Outcome::value(move |_, _, values| values.add(format))
         })
     })
