@@ -48,7 +48,7 @@ export interface Qcow2ErrorFields {
  */
 export class Qcow2Error extends Error {
   static {
-    this.prototype.name = 'Qcow2Error'
+    Qcow2Error.prototype.name = 'Qcow2Error'
   }
 
   /** Stable name of what went wrong, `ERR_QCOW2_…`. */

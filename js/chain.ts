@@ -1,0 +1,215 @@
+/**
+ * Opening an image with everything below it: one layer at a time, and the gate is asked before each.
+ */
+
+import type { ChainFacts, Handle, Identity, LayerFacts, SourceSpec } from './boundary.js'
+import { Qcow2Error } from './errors.js'
+import { nameOf, type Passage, pathOf, printable } from './gate.js'
+import { call } from './native.js'
+import type { Settings } from './settings.js'
+import { beside, type Located } from './source.js'
+import type { Format, LayerDescription, NamedFile } from './types.js'
+
+/** A layer that is part of an opened chain. */
+export interface OpenedLayer {
+  facts: LayerFacts
+  /** As the caller, or the image above, spells it. */
+  path?: string
+  /** The external data file in use. */
+  dataFile?: string
+  dataIdentity?: Identity
+  /** Begins inside a larger file, whose identity says nothing about it. */
+  window: boolean
+}
+
+/** An opened chain. */
+export interface OpenedChain extends ChainFacts {
+  layers: OpenedLayer[]
+}
+
+/** Opens a source with all its backing files. Whatever goes wrong, nothing stays open. */
+export async function openChain(located: Located, settings: Settings): Promise<OpenedChain> {
+  const { signal } = settings
+  const layers: OpenedLayer[] = []
+  let handed = false
+  try {
+    let next: Step | undefined = { spec: located.spec, path: located.path, format: settings.format }
+    while (next !== undefined) next = await openNext(next, layers, settings)
+    handed = true
+    const facts = await call<ChainFacts>(
+      (addon, id) =>
+        addon.openChain(
+          id,
+          layers.map(({ facts }) => facts.handle),
+          {
+            cacheBytes: settings.cacheBytes,
+            maxChainDepth: settings.layer.maxChainDepth,
+            ...(settings.snapshot === undefined ? {} : { snapshot: settings.snapshot }),
+          },
+        ),
+      { signal },
+    )
+    return { ...facts, layers }
+  } catch (error) {
+    // The layers belong to the chain from the moment it was asked for, also if that failed.
+    if (!handed) await Promise.all(layers.map(({ facts }) => closeHandle(facts.handle).catch(() => {})))
+    throw error
+  }
+}
+
+/** Closes a chain or layer: waits for the requests that it accepted. */
+export function closeHandle(handle: Handle): Promise<void> {
+  return call<void>((addon, id) => addon.close(id, handle))
+}
+
+/** What is opened next. */
+interface Step {
+  spec: SourceSpec
+  path: string | undefined
+  format: Format
+}
+
+/** Opens one layer, with its data file, and finds out what lies below. */
+async function openNext(step: Step, layers: OpenedLayer[], settings: Settings): Promise<Step | undefined> {
+  const depth = layers.length
+  refuseDepth(depth, settings)
+  const facts = await openLayer(step, depth, settings)
+  const layer: OpenedLayer = { facts, window: (step.spec.offset ?? 0n) > 0n, ...(step.path === undefined ? {} : { path: step.path }) }
+  const description: LayerDescription = { depth, format: facts.format, ...pathOf({ depth, format: facts.format, path: step.path }) }
+  layers.push(layer)
+  refuseLoop(layers)
+  refuseNamesOfProbed(facts, description, settings)
+  if (facts.needsDataFile === true) await attachDataFile(layers, description, settings)
+  if (facts.backingFile === undefined || facts.backingFile === null) return undefined
+  return stepDown(facts, description, settings)
+}
+
+function openLayer(step: Step, depth: number, settings: Settings): Promise<LayerFacts> {
+  const opened = call<LayerFacts>(
+    (addon, id) => addon.openLayer(id, step.spec, { ...settings.layer, format: step.format, metadataOnly: false, forCheck: false }),
+    { signal: settings.signal },
+  )
+  return depth === 0 ? opened : opened.catch((error) => Promise.reject(inRole(error, 'backing', depth)))
+}
+
+/** Asks the gate about the backing file of a layer. */
+async function stepDown(facts: LayerFacts, layer: LayerDescription, settings: Settings): Promise<Step> {
+  const name = facts.backingFile as string
+  const file: NamedFile = { kind: 'backing', name, path: beside(layer.path, name) }
+  if (facts.backingFormat) file.format = facts.backingFormat
+  const passage = await ask(file, layer, settings)
+  const format = passage.format ?? recordedFormat(file, layer)
+  return { spec: { path: passage.path, devices: passage.devices }, path: passage.shown, format }
+}
+
+async function ask(file: NamedFile, layer: LayerDescription, settings: Settings): Promise<Passage> {
+  try {
+    return await settings.gate(file, layer)
+  } catch (error) {
+    throw inRole(error, file.kind, layer.depth + (file.kind === 'backing' ? 1 : 0))
+  }
+}
+
+/** Nothing below the top is ever guessed: a guest can write what looks like an image into its raw disk. */
+function recordedFormat(file: NamedFile, layer: LayerDescription): Format {
+  const { format } = file
+  if (format === 'qcow2' || format === 'raw') return format
+  const details = { name: file.name, ...(format === undefined ? {} : { format }) }
+  if (format === undefined) {
+    throw new Qcow2Error(
+      'ERR_QCOW2_BACKING_FORMAT_MISSING',
+      `${nameOf(layer)} does not say which format its backing file '${printable(file.name)}' has: let a backingFiles function answer { path, format }`,
+      { ...pathOf(layer), details },
+    )
+  }
+  throw new Qcow2Error(
+    'ERR_QCOW2_BACKING_FORMAT_UNKNOWN',
+    `${nameOf(layer)} says that its backing file '${printable(file.name)}' is '${printable(format)}': only qcow2 and raw are read`,
+    { ...pathOf(layer), details },
+  )
+}
+
+/** Opens the external data file of the layer that was opened last, if the caller permits it. */
+async function attachDataFile(layers: readonly OpenedLayer[], layer: LayerDescription, settings: Settings): Promise<void> {
+  const last = layers[layers.length - 1] as OpenedLayer
+  const passage = await dataFilePassage(last.facts, layer, settings)
+  try {
+    const identity = await call<Identity>(
+      (addon, id) => addon.attachDataFile(id, last.facts.handle, { path: passage.path, devices: passage.devices }),
+      { signal: settings.signal },
+    )
+    if (layers.some(({ facts }) => same(facts, identity))) {
+      throw new Qcow2Error('ERR_QCOW2_SAME_FILE', `the data file of ${nameOf(layer)} is a layer of its own chain`, { path: passage.shown })
+    }
+    last.dataIdentity = identity
+    last.dataFile = passage.shown
+  } catch (error) {
+    throw inRole(error, 'data', layer.depth)
+  }
+}
+
+async function dataFilePassage(facts: LayerFacts, layer: LayerDescription, settings: Settings): Promise<Passage> {
+  // A path that the caller names is the top layer's: deeper layers need the gate.
+  if (typeof settings.dataFile === 'string' && layer.depth === 0) return { path: settings.dataFile, shown: settings.dataFile, devices: true }
+  const name = facts.dataFile
+  if (settings.dataFile !== true) {
+    throw new Qcow2Error(
+      'ERR_QCOW2_DATA_FILE_DENIED',
+      `${nameOf(layer)} keeps its data in another file${name ? ` ('${printable(name)}')` : ''}: say { dataFile: true } to open it, or give its path`,
+      { ...pathOf(layer), details: { kind: 'data', ...(name ? { name } : {}) } },
+    )
+  }
+  if (!name) {
+    throw new Qcow2Error(
+      'ERR_QCOW2_DATA_FILE_REQUIRED',
+      `${nameOf(layer)} keeps its data in another file but does not name it: give its path as dataFile`,
+      {
+        ...pathOf(layer),
+      },
+    )
+  }
+  return ask({ kind: 'data', name, path: beside(layer.path, name) }, layer, settings)
+}
+
+/** An image whose format nobody said may be a guest's raw disk with an image written into it: it must not lead to files of the host. */
+function refuseNamesOfProbed(facts: LayerFacts, layer: LayerDescription, settings: Settings): void {
+  if (!settings.probed || layer.depth > 0) return
+  const name = facts.needsDataFile === true ? (facts.dataFile ?? '') : facts.backingFile
+  if (name === undefined || name === null) return
+  throw new Qcow2Error(
+    'ERR_QCOW2_FORMAT_NOT_SAID',
+    `${nameOf(layer)} looks like qcow2 and names another file ('${printable(name)}'): say its format to allow that, 'qcow2' or 'raw'`,
+    { ...pathOf(layer), details: { name } },
+  )
+}
+
+function refuseDepth(depth: number, { layer }: Settings): void {
+  if (depth < layer.maxChainDepth) return
+  throw new Qcow2Error('ERR_QCOW2_LIMIT', `the chain has more than ${layer.maxChainDepth} layers`, {
+    details: { limit: 'maxChainDepth', allowed: String(layer.maxChainDepth), wanted: String(depth + 1) },
+  })
+}
+
+function refuseLoop(layers: readonly OpenedLayer[]): void {
+  const last = layers[layers.length - 1] as OpenedLayer
+  const fields = { ...pathOf({ depth: 0, format: 'raw', path: last.path }) }
+  const depth = layers.findIndex((layer) => layer !== last && !layer.window && same(layer.facts, last.facts))
+  if (depth !== -1) {
+    const message = `${last.path ?? 'the image'} is layer ${layers.length - 1} and layer ${depth} of the same chain`
+    throw new Qcow2Error('ERR_QCOW2_BACKING_LOOP', message, { ...fields, details: { depth: String(depth) } })
+  }
+  if (layers.some(({ dataIdentity }) => dataIdentity !== undefined && same(dataIdentity, last.facts))) {
+    throw new Qcow2Error('ERR_QCOW2_SAME_FILE', `${last.path ?? 'the image'} is a layer and a data file of the same chain`, fields)
+  }
+}
+
+function same(a: Identity, b: Identity): boolean {
+  return a.inode !== undefined && a.inode !== null && a.inode === b.inode && a.device === b.device
+}
+
+/** Says which of the files that make a chain an error is about: its `details` get `role` and `depth`. */
+function inRole(error: unknown, role: NamedFile['kind'], depth: number): unknown {
+  if (!(error instanceof Qcow2Error)) return error
+  const details = Object.freeze({ ...error.details, role, depth: String(depth) })
+  return Object.defineProperty(error, 'details', { value: details, enumerable: true, configurable: true, writable: true })
+}

@@ -1,0 +1,184 @@
+/**
+ * `convert`: a disk into a new image.
+ */
+
+import { availableParallelism } from 'node:os'
+import type { ConvertFacts, ConvertSpec } from './boundary.js'
+import { closeHandle, type OpenedChain, openChain } from './chain.js'
+import { createSpec, FILE_RULES, IMAGE_RULES, targetSpec } from './creating.js'
+import { invalid, Qcow2Error } from './errors.js'
+import { chooseFormat } from './format.js'
+import { JOB_RULES, type JobControl, startJob } from './job.js'
+import type { ConvertOptions, ConvertResult } from './job-types.js'
+import { call } from './native.js'
+import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, text } from './options.js'
+import { format, limits, SOURCE_RULES, settingsOf, sourceRule } from './settings.js'
+import { kindOf, narrow } from './sizes.js'
+import { beside, type Located, type LocatedTarget, locateAll, locateTarget, releaseAll } from './source.js'
+import type { Compression, Format, Job, Source, Target } from './types.js'
+
+const compression: Rule<Compression | boolean> = (value, name) => (typeof value === 'boolean' ? value : oneOf('zlib', 'zstd', 'lz4')(value, name))
+
+const sparseSize: Rule<number> = (value, name) => {
+  const bytes = memorySize(0)(value, name)
+  if (bytes % 512 !== 0 || bytes > 1 << 30) throw invalid(name, `${name} must be a multiple of 512 up to 1 GiB: it is ${bytes}`)
+  return bytes
+}
+
+const RULES = {
+  ...IMAGE_RULES,
+  ...FILE_RULES,
+  ...JOB_RULES,
+  format,
+  sourceFormat: format,
+  compression,
+  level: integer(1, 22),
+  snapshot: text,
+  sparseSize,
+  threads: integer(1, 64),
+  noCreate: flag,
+  targetIsZero: flag,
+  source: sourceRule('convert', SOURCE_RULES),
+  limits,
+}
+
+type Options = Checked<typeof RULES>
+
+/**
+ * Converts an image, or several one behind the other, into a new one.
+ *
+ * The target is written beside its name and renamed when it is whole: an error, a cancel or a killed process leaves an older target and the
+ * sources as they were. Its bytes are the same whatever `threads` says. Only `noCreate` and block devices are written in place.
+ *
+ * @param source - a path, a `file:` URL, bytes, `{ path, offset, size }`, `memoryStorage()`, or an array of these
+ * @param target - a path, a `file:` URL, or `memoryStorage()`
+ * @returns a job: await it, iterate its progress, cancel it
+ *
+ * @example
+ * ```ts
+ * import { convert } from 'qcow2'
+ * const job = convert('disk.raw', 'disk.qcow2', { compression: 'zstd' })
+ * for await (const { done, total } of job) console.log(`${Math.floor((100 * done) / total)} %`)
+ * const { fileSize } = await job
+ * ```
+ */
+export function convert(source: Source | readonly Source[], target: Target, options?: ConvertOptions): Job<ConvertResult> {
+  return startJob(convert, () => {
+    const checked = checkOptions('convert', options, RULES)
+    const to = locateTarget(target)
+    const spec = convertSpec(checked, to)
+    const given: readonly unknown[] = Array.isArray(source) ? source : [source]
+    if (given.length === 0) throw invalid('source', 'source must name at least one image: the array is empty')
+    if (given.length > 1 && checked.snapshot !== undefined) throw invalid('snapshot', 'snapshot cannot be said for several sources')
+    const from = locateAll(given)
+    return { options: checked, run: (control) => run(from, to, checked, spec, control).finally(() => releaseAll(from)) }
+  })
+}
+
+async function run(from: readonly Located[], to: LocatedTarget, options: Options, spec: ConvertSpec, control: JobControl): Promise<ConvertResult> {
+  const chains: OpenedChain[] = []
+  const formats: Format[] = []
+  const open = async (located: Located, said: Format | undefined, snapshot: string | undefined): Promise<OpenedChain> => {
+    const { format, probed } = await chooseFormat(located, said, 'sourceFormat', control.signal)
+    const bounds = { ...options.limits, ...options.source?.limits }
+    const settings = settingsOf({
+      ...options.source,
+      limits: bounds,
+      format,
+      ...(snapshot === undefined ? {} : { snapshot }),
+      signal: control.signal,
+    })
+    const chain = await openChain(located, { ...settings, probed })
+    chains.push(chain)
+    return chain
+  }
+  try {
+    for (const located of from) {
+      const { layers } = await open(located, options.sourceFormat, options.snapshot)
+      formats.push(layers[0]?.facts.format ?? 'raw')
+    }
+    const sources = chains.map(({ handle }) => handle)
+    if (options.backing !== undefined) {
+      const path = beside(to.path, options.backing)
+      const backing = await open({ spec: { path, devices: true }, path, release: () => {} }, options.backingFormat, undefined)
+      spec.backing = backing.handle
+    }
+    const facts = await call<ConvertFacts>(
+      (addon, id) => addon.convert(id, sources, targetSpec(to, options, options.noCreate ?? false), spec),
+      control,
+    )
+    return resultOf(facts, formats, spec.create.format, options.source?.bigint ?? false)
+  } finally {
+    await Promise.all(chains.map(({ handle }) => closeHandle(handle)))
+  }
+}
+
+/** What a conversion did, as it is told. */
+export function resultOf(facts: ConvertFacts, sourceFormats: Format[], format: Format, bigint: boolean): ConvertResult {
+  return {
+    sourceFormats,
+    format,
+    virtualSize: narrow(facts.virtualSize, bigint),
+    fileSize: narrow(facts.fileSize, bigint),
+    dataBytes: narrow(facts.dataBytes, bigint),
+    zeroBytes: narrow(facts.zeroBytes, bigint),
+    compressedClusters: Number(facts.compressedClusters),
+  }
+}
+
+/** The number of workers where nobody says one. */
+export function defaultThreads(): number {
+  return Math.min(8, availableParallelism())
+}
+
+function convertSpec(options: Options, to: LocatedTarget): ConvertSpec {
+  const target = options.format ?? to.extension ?? 'qcow2'
+  const compression = compressionOf(options, target)
+  const create = createSpec({ ...options, ...(compression === undefined ? {} : { compressionType: compression }) }, target, to)
+  refuseInPlace(options, target)
+  const spec: ConvertSpec = {
+    create,
+    sparseSize: options.sparseSize ?? 4096,
+    threads: options.threads ?? defaultThreads(),
+    targetIsZero: options.targetIsZero ?? false,
+  }
+  if (compression !== undefined) spec.compression = compression
+  if (options.level !== undefined) spec.level = options.level
+  const maxOutput = options.limits?.maxOutputSize ?? options.source?.limits?.maxOutputSize
+  if (maxOutput !== undefined) spec.maxOutput = maxOutput
+  return spec
+}
+
+/** Highest level of each compressor; 0 for one that has none. */
+const LEVELS = { zlib: 9, zstd: 22, lz4: 0 }
+
+function compressionOf({ compression, compressionType, level }: Options, target: Format): Compression | undefined {
+  if (compression === undefined || compression === false) {
+    if (level !== undefined) throw invalid('level', 'level needs compression')
+    return undefined
+  }
+  if (target !== 'qcow2') throw invalid('compression', `compression is an option of qcow2: the target is ${target}`)
+  if (compression !== true && compressionType !== undefined && compression !== compressionType) {
+    throw invalid('compression', `compression is '${compression}' and compressionType '${compressionType}': an image has one`)
+  }
+  const type = compression === true ? (compressionType ?? 'zlib') : compression
+  if (level !== undefined && level > LEVELS[type]) {
+    throw invalid(
+      'level',
+      LEVELS[type] === 0 ? `${type} has no level` : `level must be a whole number from 1 to ${LEVELS[type]} for ${type}: it is ${kindOf(level)}`,
+    )
+  }
+  return type
+}
+
+function refuseInPlace(options: Options, target: Format): void {
+  if (options.noCreate !== true) {
+    if (options.targetIsZero === true) throw invalid('targetIsZero', 'targetIsZero needs noCreate: a new target reads as zeros anyway')
+    return
+  }
+  if (target !== 'raw') {
+    throw new Qcow2Error('ERR_QCOW2_UNSUPPORTED', "noCreate writes into raw files and block devices only in this version: say { format: 'raw' }")
+  }
+  if (options.overwrite === true) throw invalid('overwrite', 'overwrite and noCreate exclude each other')
+  if (options.preallocation !== undefined) throw invalid('preallocation', 'preallocation needs a new target: noCreate is set')
+}

@@ -1,0 +1,22 @@
+/**
+ * The QCOW2 disk image format: read, create, convert, compare, check and measure images. No QEMU needed.
+ *
+ * @packageDocumentation
+ */
+
+export { check } from './check.js'
+export { compare } from './compare.js'
+export { convert } from './convert.js'
+export { create } from './create.js'
+export { dd } from './dd.js'
+export { Disk, type DiskSnapshots, type ReadOptions, type ReadResult } from './disk.js'
+export { Qcow2Error, type Qcow2ErrorFields } from './errors.js'
+export { info } from './info.js'
+export type * from './job-types.js'
+export type { MapOptions } from './map.js'
+export { measure } from './measure.js'
+export { memoryStorage } from './memory.js'
+export { open } from './open.js'
+export { type ProbeOptions, probe } from './probe.js'
+export type { ReadStreamOptions } from './streams.js'
+export type * from './types.js'

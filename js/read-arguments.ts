@@ -1,0 +1,72 @@
+/**
+ * The arguments of `disk.read`, in the three shapes that `FileHandle.read` takes. By hand and not by rules: this is the way of every read.
+ */
+
+import { isArrayBufferView } from 'node:util/types'
+import type { ReadOptions } from './disk.js'
+import { invalid } from './errors.js'
+import { checkOptions, type Rule } from './options.js'
+import { kindOf, parseCount } from './sizes.js'
+import type { ByteCount } from './types.js'
+
+/** The shapes. */
+export type ReadArguments<B extends NodeJS.ArrayBufferView> =
+  | [buffer: B, offset: number, length: number, position: ByteCount]
+  | [buffer: B, options: ReadOptions]
+  | [options: ReadOptions & { buffer?: B }]
+
+/** What is to be read where. `target` is the memory of `buffer`. */
+export interface ReadRequest<B extends NodeJS.ArrayBufferView> {
+  buffer: B
+  target: Uint8Array
+  offset: number
+  length: number
+  position: ByteCount
+}
+
+/** As `FileHandle.read` takes where no buffer is given. */
+const DEFAULT_LENGTH = 16384
+
+const any: Rule<unknown> = (value) => value
+const KEYS = { buffer: any, offset: any, length: any, position: any }
+
+/** Sorts and checks the arguments of one read. */
+export function readArguments<B extends NodeJS.ArrayBufferView>(words: readonly unknown[]): ReadRequest<B> {
+  const [first, second] = words
+  if (isArrayBufferView(first)) {
+    if (typeof second !== 'object' || second === null) return request(first as B, second, words[2], words[3])
+    const { offset, length, position } = checkOptions('read', second, KEYS)
+    return request(first as B, offset, length, position)
+  }
+  if (typeof first !== 'object' || first === null)
+    throw invalid('buffer', `buffer must be a typed array, a DataView or a Buffer: it is ${kindOf(first)}`)
+  const { buffer, offset, length, position } = checkOptions('read', first, KEYS)
+  if (buffer !== undefined && !isArrayBufferView(buffer)) {
+    throw invalid('buffer', `buffer must be a typed array, a DataView or a Buffer: it is ${kindOf(buffer)}`)
+  }
+  return request(
+    (buffer ?? Buffer.alloc(typeof length === 'number' && length < DEFAULT_LENGTH && length > 0 ? length : DEFAULT_LENGTH)) as B,
+    offset,
+    length,
+    position,
+  )
+}
+
+function request<B extends NodeJS.ArrayBufferView>(buffer: B, offsetGiven: unknown, lengthGiven: unknown, positionGiven: unknown): ReadRequest<B> {
+  const size = buffer.byteLength
+  const offset = within(offsetGiven ?? 0, size, 'offset', 'the buffer has')
+  const length = within(lengthGiven ?? size - offset, size - offset, 'length', `behind offset ${offset} the buffer has`)
+  const target = buffer instanceof Uint8Array ? buffer : new Uint8Array(buffer.buffer, buffer.byteOffset, size)
+  return { buffer, target, offset, length, position: place(positionGiven) }
+}
+
+function within(value: unknown, most: number, name: string, has: string): number {
+  if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= most) return value
+  throw invalid(name, `${name} must be a whole number of bytes from 0 to ${most}, as ${has} ${most} bytes: it is ${kindOf(value)}`)
+}
+
+function place(value: unknown): ByteCount {
+  if (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0) return value
+  if (value === undefined || value === null) throw invalid('position', 'position must be given: a disk has no cursor')
+  return parseCount(value, 'position')
+}

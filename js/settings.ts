@@ -1,0 +1,83 @@
+/**
+ * The options of `open`, and of every call that opens images, with their defaults.
+ */
+
+import type { LayerSpec } from './boundary.js'
+import { invalid } from './errors.js'
+import { type Gate, gate, sameDirectory } from './gate.js'
+import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, type Rules, signal, size, text } from './options.js'
+import { kindOf } from './sizes.js'
+import type { Format } from './types.js'
+
+/** The rule for every option that names a format. */
+export const format = oneOf('qcow2', 'raw')
+
+const LIMITS = { maxVirtualSize: size, maxChainDepth: integer(1, 200), maxMemory: memorySize(1 << 20), maxOutputSize: size }
+
+/** The rule for `limits`. */
+export const limits: Rule<Checked<typeof LIMITS>> = (value, name) => checkOptions('this call', value, LIMITS, `${name}.`)
+
+/** What opening takes, whoever opens. */
+export const SOURCE_RULES = {
+  backingFiles: gate,
+  dataFile: ((value, name) => (typeof value === 'boolean' ? value : pathOrFlag(value, name))) as Rule<boolean | string>,
+  bigint: flag,
+  forceShare: flag,
+  locking: oneOf('auto', 'on', 'off'),
+  limits,
+  cacheSize: memorySize(1 << 16),
+}
+
+/** What `open` takes. */
+export const OPEN_RULES = { ...SOURCE_RULES, format, snapshot: text, signal }
+
+/** The rule for `source`: the options of `open` for what a job reads. */
+export function sourceRule<R extends Rules>(call: string, rules: R): Rule<Checked<R>> {
+  return (value, name) => checkOptions(call, value, rules, `${name}.`)
+}
+
+/** Everything that opening a chain needs to know. */
+export interface Settings {
+  format: Format
+  /** The format was found by content: the image may name no other file. */
+  probed: boolean
+  snapshot: string | undefined
+  gate: Gate
+  dataFile: boolean | string
+  bigint: boolean
+  cacheBytes: number
+  layer: Omit<LayerSpec, 'format' | 'metadataOnly' | 'forCheck'>
+  signal: AbortSignal | undefined
+}
+
+/** Fills in the defaults. */
+export function settingsOf(checked: Checked<typeof OPEN_RULES>): Settings {
+  return {
+    format: checked.format ?? 'qcow2',
+    probed: false,
+    snapshot: checked.snapshot,
+    gate: checked.backingFiles ?? sameDirectory,
+    dataFile: checked.dataFile ?? false,
+    bigint: checked.bigint ?? false,
+    cacheBytes: checked.cacheSize ?? 32 << 20,
+    layer: layerSettings(checked),
+    signal: checked.signal,
+  }
+}
+
+/** The part of the settings that every layer is opened with. */
+export function layerSettings(checked: Pick<Checked<typeof OPEN_RULES>, 'forceShare' | 'locking' | 'limits'>): Settings['layer'] {
+  const bounds = checked.limits ?? {}
+  return {
+    forceShare: checked.forceShare ?? false,
+    locking: checked.locking ?? 'auto',
+    maxMemory: bounds.maxMemory ?? 256 << 20,
+    maxChainDepth: bounds.maxChainDepth ?? 200,
+    ...(bounds.maxVirtualSize === undefined ? {} : { maxVirtualSize: bounds.maxVirtualSize }),
+  }
+}
+
+function pathOrFlag(value: unknown, name: string): string {
+  if (typeof value !== 'string') throw invalid(name, `${name} must be true, false or a path: it is ${kindOf(value)}`)
+  return text(value, name)
+}
