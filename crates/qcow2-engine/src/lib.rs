@@ -7,9 +7,12 @@
 mod cache;
 mod cancel;
 mod chain;
+mod check;
+mod compare;
 mod error;
 mod layer;
 mod lock;
+mod measure;
 mod notice;
 mod parallel;
 mod progress;
@@ -20,9 +23,12 @@ mod ticket;
 
 pub use cancel::CancelToken;
 pub use chain::{Chain, ChainOptions, DEFAULT_CACHE_BYTES, FetchContext};
+pub use check::{CheckOptions, CheckReport, Finding, FindingCode, Severity, check};
+pub use compare::{CompareOptions, Comparison, Difference, compare};
 pub use error::{Error, Result};
 pub use layer::{Format, Layer, LayerOptions, Limits};
 pub use lock::{ImageLock, LockMode, Locking};
+pub use measure::{MeasureSource, MeasureTarget, Measurement, measure};
 pub use notice::Notice;
 pub use progress::{JobContext, Progress, ProgressReport};
 pub use run::{Run, RunKind};
