@@ -117,15 +117,15 @@ fn images(folder: &Folder) -> Vec<PathBuf> {
     ];
     for (name, options) in kinds {
         folder.run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, name, "5M"]);
-        let compressed = if name == "data" {
+        let compressed = if matches!(name, "data" | "r8") {
             "write -P 5 0 4k"
         } else {
-            "write -c -P 5 2M 1M"
+            "write -c -P 5 2M 2M"
         };
         let commands = [
             "write -P 1 0 70k",
             "write -P 2 1M 3k",
-            "write -z 3M 64k",
+            "write -z 1536k 64k",
             "write -P 3 4M 20k",
             compressed,
         ];
@@ -133,7 +133,7 @@ fn images(folder: &Folder) -> Vec<PathBuf> {
         if name != "meta" {
             folder.run("qemu-io", &[&["-f", "qcow2"], commands.as_slice(), &[name]].concat());
         }
-        if !matches!(name, "r1" | "data") {
+        if !matches!(name, "r1" | "r2" | "data") {
             folder.run("qemu-img", &["snapshot", "-c", "one", name]);
             folder.run("qemu-io", &["-f", "qcow2", "-c", "write -P 9 1M 5k", name]);
             if name != "v2" {
