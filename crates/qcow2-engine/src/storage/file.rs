@@ -73,6 +73,14 @@ impl FileStorage {
         Self::wrap(file, path, AllowSpecial::No)
     }
 
+    /// Takes a regular file that is open for reading and writing already; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Io`] from the system; [`Error::State`] with code `NOT_REGULAR`.
+    pub fn from_file(file: File, path: &Path) -> Result<Self> {
+        Self::wrap(file, path, AllowSpecial::No)
+    }
+
     fn wrap(file: File, path: &Path, special: AllowSpecial) -> Result<Self> {
         let metadata = file.metadata().map_err(|source| Error::Io {
             operation: "stat",
