@@ -1,0 +1,288 @@
+//! Images into other images: `resolve → fetch → transform → sink`.
+//!
+//! The scanner walks the source's mapping and cuts it into items: ranges that read as zeros, ranges that the target's backing file already
+//! has, and chunks with data. Workers fetch and transform chunks in any order; the sink takes everything in guest order. What is written
+//! depends on the items, and these on the source alone: not on the number of workers.
+
+mod pipeline;
+mod scan;
+mod source;
+mod transform;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qcow2_codec::Compression;
+use qcow2_format::{CompressionType, Version};
+
+use crate::chain::Chain;
+use crate::create::{CreateOptions, NewImage};
+use crate::error::{Error, Result};
+use crate::layer::Format;
+use crate::progress::JobContext;
+use crate::sink::{Chunk, Preallocation};
+use crate::storage::Storage;
+use crate::target::Target;
+use scan::{Item, Scanner};
+use source::Source;
+use transform::Transform;
+
+/// Largest [`ConvertOptions::sparse_size`].
+pub const MAX_SPARSE_SIZE: u64 = 16 << 20;
+/// Most workers.
+pub const MAX_THREADS: usize = 64;
+/// Guest bytes that one worker handles at a time, at least.
+const CHUNK: u64 = 1 << 20;
+
+/// What a conversion makes, and how.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// The new image.
+    pub create: CreateOptions,
+    /// Clusters are stored compressed, by the image's compression type.
+    pub compress: bool,
+    /// Level of the compressor.
+    pub level: Option<i32>,
+    /// Zero areas of at least this many bytes are not stored: a multiple of 512, at most 16 MiB. 0 stores every byte.
+    pub sparse_size: u64,
+    /// Workers, 1 to 64.
+    pub threads: usize,
+    /// The new image's backing file, named by [`CreateOptions::backing_name`]: what reads the same there is not stored.
+    pub backing: Option<Arc<Chain>>,
+    /// A target that is written in place is known to read as zeros.
+    pub target_is_zero: bool,
+    /// The part of the source to convert: offset and length in bytes. What passes the source's end is not there.
+    pub range: Option<(u64, u64)>,
+    /// Most bytes that the new files may take.
+    pub max_output: Option<u64>,
+    /// Most bytes of source a second.
+    pub rate_limit: Option<u64>,
+}
+
+impl Default for ConvertOptions {
+    fn default() -> Self {
+        Self {
+            create: CreateOptions::default(),
+            compress: false,
+            level: None,
+            sparse_size: 4096,
+            threads: 1,
+            backing: None,
+            target_is_zero: false,
+            range: None,
+            max_output: None,
+            rate_limit: None,
+        }
+    }
+}
+
+/// What a conversion did. Bytes are guest bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvertReport {
+    /// Virtual size in bytes of the new image.
+    pub virtual_size: u64,
+    /// Length of its file in bytes.
+    pub file_size: u64,
+    /// Bytes that were stored, plain or compressed.
+    pub data_bytes: u64,
+    /// Bytes that became zeros or holes.
+    pub zero_bytes: u64,
+    /// Clusters that were stored compressed.
+    pub compressed_clusters: u64,
+}
+
+/// Makes a new image of the content of `sources`, one behind the other.
+///
+/// # Errors
+/// As [`create`](crate::create()); `SAME_FILE` if the target is a file that a source, or the backing file, needs; those of reading a source;
+/// [`Error::Limit`] past `max_output`. Nothing is left behind then, but in a target that is written in place.
+pub fn convert(
+    sources: &[Arc<Chain>],
+    target: &Target,
+    options: &ConvertOptions,
+    job: &JobContext,
+) -> Result<ConvertReport> {
+    check(sources, target, options)?;
+    let source = Source::new(sources, options.range)?;
+    let create = &options.create;
+    let size = create.virtual_size(Some(source.size()))?;
+    if size < source.size() {
+        return Err(state("TARGET_TOO_SMALL", "output file is smaller than input file"));
+    }
+    let backing = options
+        .backing
+        .as_ref()
+        .map(|chain| Source::new(std::slice::from_ref(chain), None));
+    let backing = backing.transpose()?;
+    let files = files(sources.iter().chain(&options.backing));
+    let transform = Transform::new(source.clone(), backing.clone(), options)?;
+    let mut image = NewImage::begin(target, create, size, &files, options.target_is_zero, options.max_output)?;
+    let cluster = if create.format == Format::Qcow2 {
+        create.cluster_size
+    } else {
+        4096
+    };
+    let scanner = Scanner {
+        source,
+        backing,
+        size,
+        cluster,
+        chunk: CHUNK.max(cluster),
+        says_zero: create.version == Version::V3,
+        stores_zeros: options.sparse_size == 0,
+    };
+    job.progress.begin("convert", size);
+    let mut pace = Pace::new(options.rate_limit);
+    let spare = transform.spare();
+    pipeline::run(
+        options.threads,
+        scanner.items(job),
+        || transform.worker(),
+        |worker, item| match item {
+            Item::Chunk { start, length } => worker.prepare(start, length).map(Step::Chunk),
+            Item::Zero { start, length } => Ok(Step::Fill(start, length, false)),
+            Item::Leave { start, length } => Ok(Step::Fill(start, length, true)),
+        },
+        |step| match step {
+            Step::Fill(start, length, leave) => image.fill(start, length, leave, job),
+            Step::Chunk(chunk) => {
+                image.sink.place(&chunk)?;
+                job.progress.advance(chunk.length);
+                let length = chunk.length;
+                spare.give(chunk);
+                pace.keep(length, job)
+            }
+        },
+    )?;
+    let report = image.finish(job)?;
+    job.progress.finish();
+    Ok(ConvertReport {
+        virtual_size: size,
+        file_size: report.file_length,
+        data_bytes: report.data_bytes,
+        zero_bytes: report.zero_bytes,
+        compressed_clusters: report.compressed_clusters,
+    })
+}
+
+/// What the sink is handed.
+enum Step {
+    Chunk(Chunk),
+    /// A range without content; whether it is left to the backing file.
+    Fill(qcow2_format::GuestOffset, u64, bool),
+}
+
+fn check(sources: &[Arc<Chain>], target: &Target, options: &ConvertOptions) -> Result<()> {
+    let create = &options.create;
+    let raw = create.format == Format::Raw;
+    if !options.sparse_size.is_multiple_of(512) || options.sparse_size > MAX_SPARSE_SIZE {
+        return Err(invalid(
+            "sparseSize",
+            "it must be a multiple of 512 up to 16777216, or 0",
+        ));
+    }
+    if !(1..=MAX_THREADS).contains(&options.threads) {
+        return Err(invalid("threads", "it must be 1 to 64"));
+    }
+    if options.rate_limit == Some(0) {
+        return Err(invalid("rateLimit", "it must not be 0"));
+    }
+    if options.compress && raw {
+        return Err(state(
+            "COMPRESSION_UNSUPPORTED",
+            "Compression not supported for this file format",
+        ));
+    }
+    if options.compress && create.preallocation != Preallocation::Off {
+        return Err(state(
+            "COMPRESSION_PREALLOCATION",
+            "Compression and preallocation not supported at the same time",
+        ));
+    }
+    if options.compress && create.data_file.is_some() {
+        return Err(state(
+            "COMPRESSION_DATA_FILE",
+            "an external data file holds no compressed clusters",
+        ));
+    }
+    if !options.compress && options.level.is_some() {
+        return Err(invalid("level", "there is nothing to compress"));
+    }
+    if options.backing.is_some() && sources.len() > 1 {
+        return Err(state(
+            "CONCAT_BACKING",
+            "Having a backing file for the target makes no sense when concatenating multiple input images",
+        ));
+    }
+    if options.backing.is_some() != create.backing_name.is_some() {
+        return Err(invalid(
+            "backing",
+            "the backing file's name and the backing file come together",
+        ));
+    }
+    if options.target_is_zero && !matches!(target, Target::InPlace { .. }) {
+        return Err(invalid("targetIsZero", "the target is not written in place"));
+    }
+    Ok(())
+}
+
+/// Every file that reading `chains` needs.
+fn files<'a>(chains: impl Iterator<Item = &'a Arc<Chain>>) -> Vec<Arc<dyn Storage>> {
+    let layers = chains.flat_map(|chain| chain.layers());
+    let files = layers.flat_map(|layer| [Some(layer.storage()), layer.data_file()]);
+    files.flatten().cloned().collect()
+}
+
+/// The codec of a compression type.
+fn codec(kind: CompressionType) -> Compression {
+    match kind {
+        CompressionType::Deflate => Compression::Deflate,
+        CompressionType::Zstd => Compression::Zstd,
+        CompressionType::Lz4 => Compression::Lz4,
+    }
+}
+
+fn invalid(argument: &'static str, reason: &str) -> Error {
+    Error::Invalid {
+        argument,
+        reason: reason.to_owned(),
+    }
+}
+
+fn state(code: &'static str, reason: &str) -> Error {
+    Error::State {
+        code,
+        path: None,
+        reason: reason.to_owned(),
+    }
+}
+
+/// Keeps a job from going faster than it may.
+struct Pace {
+    limit: Option<u64>,
+    began: Instant,
+    done: u64,
+}
+
+impl Pace {
+    fn new(limit: Option<u64>) -> Self {
+        Self {
+            limit,
+            began: Instant::now(),
+            done: 0,
+        }
+    }
+
+    /// `bytes` more are done: waits until so many may be.
+    fn keep(&mut self, bytes: u64, job: &JobContext) -> Result<()> {
+        let Some(limit) = self.limit else { return Ok(()) };
+        self.done = self.done.saturating_add(bytes);
+        let nanoseconds = u128::from(self.done) * 1_000_000_000 / u128::from(limit.max(1));
+        let due = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+        while let Some(rest) = due.checked_sub(self.began.elapsed()).filter(|rest| !rest.is_zero()) {
+            job.cancel.check()?;
+            std::thread::sleep(rest.min(Duration::from_millis(50)));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,256 @@
+//! Work in any order, results in order: items are prepared by several threads and placed one after the other.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// Items under way or waiting for their turn, for each thread.
+const WINDOW: u64 = 3;
+
+/// What the threads share.
+struct Shared<Item, Step, Scan, Place> {
+    scan: Mutex<(Scan, u64)>,
+    place: Mutex<Place>,
+    queue: Mutex<Queue<Step>>,
+    /// The queue has changed.
+    changed: Condvar,
+    window: u64,
+    item: std::marker::PhantomData<fn() -> Item>,
+}
+
+struct Queue<Step> {
+    /// Items handed out.
+    taken: u64,
+    /// Items placed.
+    placed: u64,
+    /// No more items.
+    ended: bool,
+    /// Some thread is placing.
+    placing: bool,
+    ready: BTreeMap<u64, Step>,
+    /// The failure of the first item that failed.
+    failure: Option<(u64, Error)>,
+}
+
+/// Takes items from `scan`, hands each to `prepare` on one of `threads` threads (this one included) with what `worker` made for it, and
+/// the results to `place`, in the order of the items and never two at a time.
+///
+/// # Errors
+/// That of the first item, in order, whose preparation or placing failed.
+pub(super) fn run<Item, Step: Send, Worker>(
+    threads: usize,
+    scan: impl FnMut() -> Result<Option<Item>> + Send,
+    worker: impl Fn() -> Result<Worker> + Sync,
+    prepare: impl Fn(&mut Worker, Item) -> Result<Step> + Sync,
+    place: impl FnMut(Step) -> Result<()> + Send,
+) -> Result<()> {
+    let shared = Shared {
+        scan: Mutex::new((scan, 0)),
+        place: Mutex::new(place),
+        queue: Mutex::new(Queue {
+            taken: 0,
+            placed: 0,
+            ended: false,
+            placing: false,
+            ready: BTreeMap::new(),
+            failure: None,
+        }),
+        changed: Condvar::new(),
+        window: WINDOW.saturating_mul(threads as u64),
+        item: std::marker::PhantomData,
+    };
+    let work = || {
+        let made = guarded(&worker);
+        match made {
+            Ok(mut own) => while shared.one(&mut own, &prepare) {},
+            Err(error) => shared.fail(u64::MAX, error),
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // A thread that the system refuses is work for the others.
+            let _ = std::thread::Builder::new()
+                .name("qcow2-convert".into())
+                .spawn_scoped(scope, work);
+        }
+        work();
+    });
+    match lock(&shared.queue).failure.take() {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+impl<Item, Step, Scan, Place> Shared<Item, Step, Scan, Place>
+where
+    Scan: FnMut() -> Result<Option<Item>>,
+    Place: FnMut(Step) -> Result<()>,
+{
+    /// Takes one item as far as it goes. `false`: there is nothing more to do.
+    fn one<Worker>(&self, own: &mut Worker, prepare: &impl Fn(&mut Worker, Item) -> Result<Step>) -> bool {
+        let Some((index, item)) = self.take() else { return false };
+        match guarded(|| prepare(own, item)) {
+            Ok(step) => self.deposit(index, step),
+            Err(error) => self.fail(index, error),
+        }
+        true
+    }
+
+    /// The next item, once the window has room for it.
+    fn take(&self) -> Option<(u64, Item)> {
+        {
+            let mut queue = lock(&self.queue);
+            while queue.failure.is_none() && !queue.ended && queue.taken.saturating_sub(queue.placed) >= self.window {
+                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            if queue.ended || queue.failure.is_some() {
+                return None;
+            }
+        }
+        let mut scan = lock(&self.scan);
+        let (next, index) = &mut *scan;
+        let this = *index;
+        match guarded(next) {
+            Ok(Some(item)) => {
+                *index += 1;
+                lock(&self.queue).taken = *index;
+                Some((this, item))
+            }
+            Ok(None) => {
+                lock(&self.queue).ended = true;
+                self.changed.notify_all();
+                None
+            }
+            Err(error) => {
+                self.fail(this, error);
+                None
+            }
+        }
+    }
+
+    /// Queues a result, and places what is next for as long as it is there, unless another thread is at it.
+    fn deposit(&self, index: u64, step: Step) {
+        let mut queue = lock(&self.queue);
+        queue.ready.insert(index, step);
+        if queue.placing {
+            return;
+        }
+        queue.placing = true;
+        while queue.failure.is_none() {
+            let next = queue.placed;
+            let Some(step) = queue.ready.remove(&next) else { break };
+            drop(queue);
+            let outcome = guarded(|| lock(&self.place)(step));
+            queue = lock(&self.queue);
+            queue.placed += 1;
+            self.changed.notify_all();
+            if let Err(error) = outcome {
+                note(&mut queue, next, error);
+            }
+        }
+        queue.placing = false;
+    }
+
+    fn fail(&self, index: u64, error: Error) {
+        note(&mut lock(&self.queue), index, error);
+        self.changed.notify_all();
+    }
+}
+
+fn note<Step>(queue: &mut Queue<Step>, index: u64, error: Error) {
+    if queue.failure.as_ref().is_none_or(|(first, _)| index < *first) {
+        queue.failure = Some((index, error));
+    }
+}
+
+/// A panic must not leave the other threads waiting: it becomes an error.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(Error::Internal {
+            message: message(&*panic),
+        })
+    })
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a worker panicked".to_owned())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count_to(n: u64) -> impl FnMut() -> Result<Option<u64>> {
+        let mut next = 0;
+        move || {
+            next += 1;
+            Ok((next <= n).then_some(next))
+        }
+    }
+
+    #[test]
+    fn results_arrive_in_order_whatever_the_threads() {
+        for threads in [1, 2, 3, 8, 64] {
+            let mut placed = Vec::new();
+            run(
+                threads,
+                count_to(500),
+                || Ok(()),
+                |(), n| {
+                    std::thread::sleep(std::time::Duration::from_micros(n * 7919 % 97));
+                    Ok(n)
+                },
+                |n| {
+                    placed.push(n);
+                    Ok(())
+                },
+            )
+            .unwrap();
+            assert_eq!(placed, (1..=500).collect::<Vec<_>>(), "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn the_first_failure_in_order_is_the_one_told() {
+        for threads in [1, 2, 8] {
+            let outcome = run(
+                threads,
+                count_to(100),
+                || Ok(()),
+                |(), n| {
+                    if n % 10 == 0 {
+                        std::thread::sleep(std::time::Duration::from_millis(if n == 10 { 20 } else { 0 }));
+                        return Err(Error::Internal { message: n.to_string() });
+                    }
+                    Ok(n)
+                },
+                |_| Ok(()),
+            );
+            assert!(matches!(outcome, Err(Error::Internal { message }) if message == "10"));
+        }
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error_and_nobody_waits_for_ever() {
+        let outcome = run(
+            4,
+            count_to(100),
+            || Ok(()),
+            |(), n| {
+                assert!(n != 50, "fifty");
+                Ok(n)
+            },
+            |_| Ok(()),
+        );
+        assert!(matches!(outcome, Err(Error::Internal { message }) if message.contains("fifty")));
+    }
+}

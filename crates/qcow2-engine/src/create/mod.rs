@@ -1,0 +1,162 @@
+//! New images without content.
+
+mod options;
+
+use std::sync::Arc;
+
+use qcow2_format::GuestOffset;
+
+pub use options::{CREATE_REFUSALS, CreateOptions, NewDataFile};
+
+use crate::error::{Error, Result};
+use crate::layer::Format;
+use crate::progress::JobContext;
+use crate::sink::{Qcow2Sink, RawSink, Sink, SinkReport};
+use crate::storage::Storage;
+use crate::target::{OpenTarget, Target};
+
+/// Between looks at the cancel token: guest bytes, and clusters at most.
+const STEP_CLUSTERS: u64 = 1 << 20;
+
+/// What [`create`] made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreateReport {
+    /// Virtual size in bytes.
+    pub virtual_size: u64,
+    /// Length of the file in bytes.
+    pub file_size: u64,
+}
+
+/// Makes a new image that reads as zeros, or as its backing file.
+///
+/// # Errors
+/// [`Error::State`] with a code of [`CREATE_REFUSALS`] for options that the format does not have together; `EXISTS`, `NOT_REGULAR`,
+/// `TARGET_TOO_SMALL`, [`Error::Locked`], [`Error::Io`] from the target; [`Error::Cancelled`]. Nothing is left behind then.
+pub fn create(target: &Target, options: &CreateOptions, job: &JobContext) -> Result<CreateReport> {
+    let size = options.virtual_size(None)?;
+    let mut image = NewImage::begin(target, options, size, &[], false, None)?;
+    job.progress.begin("create", size);
+    image.fill(GuestOffset(0), size, options.backing_name.is_some(), job)?;
+    let file_size = image.finish(job)?.file_length;
+    job.progress.finish();
+    Ok(CreateReport {
+        virtual_size: size,
+        file_size,
+    })
+}
+
+/// Targets and the sink that writes them.
+pub(crate) struct NewImage {
+    pub(crate) sink: Box<dyn Sink>,
+    target: OpenTarget,
+    data_file: Option<OpenTarget>,
+    cluster_size: u64,
+}
+
+impl NewImage {
+    /// Opens the targets for an image of `size` bytes, which must be none of `sources`. `reads_zero`: whatever is there already is zeros.
+    pub(crate) fn begin(
+        target: &Target,
+        options: &CreateOptions,
+        size: u64,
+        sources: &[Arc<dyn Storage>],
+        reads_zero: bool,
+        max_length: Option<u64>,
+    ) -> Result<Self> {
+        let layout = match options.format {
+            Format::Raw => {
+                options.check_raw()?;
+                None
+            }
+            Format::Qcow2 => Some(options.layout(size)?),
+        };
+        if layout.is_some() && matches!(target, Target::InPlace { .. }) {
+            return Err(Error::State {
+                code: "IN_PLACE_UNSUPPORTED",
+                path: None,
+                reason: "an existing qcow2 image cannot be written in place yet: only raw files and devices can"
+                    .to_owned(),
+            });
+        }
+        let target = OpenTarget::open(target, options.attributes(), sources)?;
+        let data_file = options.data_file.as_ref();
+        let data_file = data_file
+            .map(|file| OpenTarget::open(&file.target, options.attributes(), sources))
+            .transpose()?;
+        if let Some(data_file) = &data_file {
+            data_file.check_room(size)?;
+            if data_file.is_same_file(&target) {
+                return Err(same_file(target.storage()));
+            }
+        }
+        let fresh = target.is_fresh();
+        let storage = Arc::clone(target.storage());
+        let (sink, cluster_size): (Box<dyn Sink>, _) = match layout {
+            Some(layout) => {
+                let data = data_file.as_ref();
+                let data = data.map(|data| (Arc::clone(data.storage()), data.is_fresh()));
+                let cluster_size = layout.header.geometry.cluster_size();
+                let sink = Qcow2Sink::new(layout, (storage, fresh), data, max_length)?;
+                (Box::new(sink), cluster_size)
+            }
+            None => {
+                target.check_room(size)?;
+                let zeroed = fresh || reads_zero;
+                let sink = RawSink::new(storage, size, options.preallocation, (zeroed, fresh), max_length)?;
+                (Box::new(sink), 4096)
+            }
+        };
+        Ok(Self {
+            sink,
+            target,
+            data_file,
+            cluster_size,
+        })
+    }
+
+    /// A range without content: zeros, or what the backing file has.
+    pub(crate) fn fill(&mut self, start: GuestOffset, length: u64, leave: bool, job: &JobContext) -> Result<()> {
+        let step = STEP_CLUSTERS.saturating_mul(self.cluster_size);
+        let mut done = 0;
+        while done < length {
+            job.cancel.check()?;
+            let piece = step.min(length - done);
+            let at = GuestOffset(start.0 + done);
+            if leave {
+                self.sink.leave(at, piece)?;
+            } else {
+                self.sink.zeros(at, piece)?;
+            }
+            done += piece;
+            job.progress.advance(piece);
+        }
+        Ok(())
+    }
+
+    /// Writes the rest and gives the files their names.
+    pub(crate) fn finish(mut self, job: &JobContext) -> Result<SinkReport> {
+        job.cancel.check()?;
+        let report = self.sink.finish()?;
+        // The last moment at which cancelling leaves everything as it was.
+        job.cancel.check()?;
+        drop(self.sink);
+        let data_file = self.data_file.map(OpenTarget::publish).transpose()?;
+        match self.target.publish() {
+            Ok(_) => Ok(report),
+            Err(error) => {
+                if let Some(data_file) = data_file {
+                    data_file.withdraw();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+fn same_file(storage: &Arc<dyn Storage>) -> Error {
+    Error::State {
+        code: "SAME_FILE",
+        path: storage.path().map(Into::into),
+        reason: "the image and its data file are the same file".to_owned(),
+    }
+}

@@ -1,0 +1,446 @@
+//! A qcow2 image, laid out from front to back:
+//!
+//! ```text
+//! header | L1 | guest clusters and L2 tables in guest order, refcount blocks between | last refcount blocks | refcount table
+//! ```
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use qcow2_format::{Extensions, Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Entry};
+
+use super::allocate::Allocator;
+use super::append::{Appender, failed};
+use super::refcounts::{internal, out_of_memory};
+use super::{Chunk, Cluster, Preallocation, Sink, SinkReport};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+
+/// What the image to be laid out is.
+#[derive(Clone, Debug)]
+pub(crate) struct ImageLayout {
+    /// The header; places and lengths of tables are filled in.
+    pub(crate) header: Header,
+    /// What follows it.
+    pub(crate) extensions: Extensions,
+    pub(crate) preallocation: Preallocation,
+    /// There is a backing file: zeros have to be said.
+    pub(crate) backing: bool,
+    /// Guest clusters live in a file of their own that must be a valid raw image.
+    pub(crate) data_file_raw: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Qcow2Sink {
+    layout: ImageLayout,
+    geometry: Geometry,
+    allocator: Allocator,
+    /// The external data file.
+    data: Option<Appender>,
+    /// The image's file reads as zeros wherever nothing was written, and its length is ours to set.
+    fresh: bool,
+    /// The same of the file that holds guest clusters.
+    data_fresh: bool,
+    l1: Vec<L1Entry>,
+    table: Option<Table>,
+    report: SinkReport,
+}
+
+/// The L2 table that is being filled.
+#[derive(Debug)]
+struct Table {
+    l1_index: u64,
+    bytes: Vec<u8>,
+}
+
+/// Host ranges that wait to be written as one: neighbours in the chunk and in the file.
+struct Pending {
+    host: u64,
+    bytes: Range<usize>,
+}
+
+impl Qcow2Sink {
+    /// Begins an image in `storage`, with an external data file in `data`; each with whether it is empty.
+    pub(crate) fn new(
+        layout: ImageLayout,
+        (storage, fresh): (Arc<dyn Storage>, bool),
+        data: Option<(Arc<dyn Storage>, bool)>,
+        max_length: Option<u64>,
+    ) -> Result<Self> {
+        let geometry = layout.header.geometry;
+        let entries = usize::try_from(geometry.l1_entries(layout.header.recorded_size)).unwrap_or(usize::MAX);
+        let mut l1 = Vec::new();
+        l1.try_reserve_exact(entries)
+            .map_err(|_| out_of_memory(8 * entries as u64))?;
+        l1.resize(entries, L1Entry::default());
+        let out = Appender::new(storage, fresh, None);
+        let mut allocator = Allocator::new(out, geometry, layout.header.refcount_order, max_length);
+        // The header's cluster and the L1 table behind it.
+        allocator.exactly(1 + geometry.clusters(8 * entries as u64))?;
+        Ok(Self {
+            layout,
+            geometry,
+            allocator,
+            fresh,
+            data_fresh: data.as_ref().map_or(fresh, |(_, fresh)| *fresh),
+            data: data.map(|(storage, fresh)| Appender::new(storage, fresh, max_length)),
+            l1,
+            table: None,
+            report: SinkReport::default(),
+        })
+    }
+
+    /// Whether guest clusters without content get a place too.
+    fn preallocates(&self) -> bool {
+        self.layout.preallocation >= Preallocation::Metadata
+    }
+
+    /// Whether every byte of a stored cluster must be written, zeros included.
+    fn writes_zeros(&self) -> bool {
+        !self.data_fresh || self.layout.preallocation == Preallocation::Full
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.layout.header.recorded_size
+    }
+
+    /// Places for up to `wanted` guest clusters from `guest` on.
+    fn hosts(&mut self, guest: GuestOffset, wanted: u64) -> Result<(HostOffset, u64)> {
+        if self.data.is_some() {
+            Ok((HostOffset(guest.0), wanted))
+        } else {
+            self.allocator.some(wanted)
+        }
+    }
+
+    /// Sets the entries of `count` clusters from `guest` on; `host` gives the first cluster's place, and the others follow it.
+    fn set_entries(&mut self, guest: GuestOffset, count: u64, entry: impl Fn(u64) -> L2Entry) -> Result<()> {
+        let cluster = self.geometry.cluster_size();
+        let mut done = 0;
+        while done < count {
+            let at = GuestOffset(guest.0 + done * cluster);
+            let (index, in_table) = (self.geometry.l2_index(at), self.geometry.l2_entries());
+            let here = (count - done).min(in_table - index);
+            let width = if self.geometry.extended_l2() { 16 } else { 8 };
+            let begin = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(width);
+            let table = self.open_table(self.geometry.l1_index(at))?;
+            let room = table.get_mut(begin..).unwrap_or_default();
+            let here_len = usize::try_from(here).unwrap_or(usize::MAX);
+            for (number, slot) in (done..).zip(room.chunks_exact_mut(width)).take(here_len) {
+                let entry = entry(number);
+                let (word, rest) = slot.split_at_mut(8);
+                word.copy_from_slice(&entry.word.to_be_bytes());
+                if !rest.is_empty() {
+                    rest.copy_from_slice(&entry.subclusters.to_be_bytes());
+                }
+            }
+            done += here;
+        }
+        Ok(())
+    }
+
+    fn open_table(&mut self, l1_index: u64) -> Result<&mut [u8]> {
+        if self.table.as_ref().is_none_or(|table| table.l1_index != l1_index) {
+            self.close_table()?;
+        }
+        let length = self.geometry.cluster_len();
+        let table = self.table.get_or_insert_with(|| Table {
+            l1_index,
+            bytes: vec![0; length],
+        });
+        Ok(&mut table.bytes)
+    }
+
+    fn close_table(&mut self) -> Result<()> {
+        let Some(table) = self.table.take() else { return Ok(()) };
+        let place = self.allocator.exactly(1)?;
+        self.allocator.out.write_table(place, &table.bytes)?;
+        let entry = usize::try_from(table.l1_index).ok().and_then(|at| self.l1.get_mut(at));
+        *entry.ok_or_else(|| internal("an L2 table lies behind the L1 table"))? = L1Entry::new(place, true);
+        Ok(())
+    }
+
+    /// Gives `count` clusters that have no bytes of their own a place each, with `entry` naming it.
+    fn reserve(&mut self, guest: GuestOffset, count: u64, entry: impl Fn(HostOffset) -> L2Entry) -> Result<()> {
+        let cluster = self.geometry.cluster_size();
+        let mut done = 0;
+        while done < count {
+            let at = GuestOffset(guest.0 + done * cluster);
+            let until_table_ends = self.geometry.l2_entries() - self.geometry.l2_index(at);
+            // The table of the clusters before goes into the file before these do.
+            self.open_table(self.geometry.l1_index(at))?;
+            let (host, length) = self.hosts(at, (count - done).min(until_table_ends))?;
+            self.set_entries(at, length, |number| entry(HostOffset(host.0 + number * cluster)))?;
+            if self.writes_zeros() {
+                self.write_zeros(host, length * cluster)?;
+            }
+            done += length;
+        }
+        Ok(())
+    }
+
+    fn write_zeros(&mut self, host: HostOffset, length: u64) -> Result<()> {
+        match &mut self.data {
+            Some(data) => {
+                let end = (host.0 + length).min(self.layout.header.recorded_size);
+                data.write_zeros(host, end.saturating_sub(host.0))
+            }
+            None => self.allocator.out.write_zeros(host, length),
+        }
+    }
+
+    /// The entry of a cluster that has a place, and reads as zeros.
+    fn reserved_zero(&self) -> impl Fn(HostOffset) -> L2Entry + use<> {
+        let (geometry, backing, raw) = (self.geometry, self.layout.backing, self.layout.data_file_raw);
+        move |host| {
+            if !geometry.extended_l2() || raw {
+                // The place reads as zeros by itself.
+                L2Entry::data(host, true, geometry)
+            } else if backing {
+                L2Entry::zero(Some(host), true, geometry)
+            } else {
+                L2Entry::subclusters(Some(host), true, 0, 0)
+            }
+        }
+    }
+
+    fn store(
+        &mut self,
+        chunk: &Chunk,
+        number: u64,
+        pending: &mut Option<Pending>,
+        data: u32,
+        entry: impl Fn(HostOffset) -> L2Entry,
+    ) -> Result<()> {
+        let cluster = self.geometry.cluster_size();
+        let guest = GuestOffset(chunk.start.0 + number * cluster);
+        self.open_table(self.geometry.l1_index(guest))?;
+        let (host, _) = self.hosts(guest, 1)?;
+        self.set_entries(guest, 1, |_| entry(host))?;
+        let begin = usize::try_from(number * cluster).map_err(|_| internal("a chunk is too long"))?;
+        let unit = self.geometry.cluster_len() / 32;
+        // Stretches of stored subclusters; without subclusters all bits are set and this is one stretch.
+        let mut bits = data;
+        while bits != 0 {
+            let first = bits.trailing_zeros();
+            let length = (bits >> first).trailing_ones();
+            bits &= !(u32::MAX >> (32 - length) << first);
+            let from = first as usize * unit;
+            let part = Pending {
+                host: host.0 + from as u64,
+                bytes: begin + from..begin + from + length as usize * unit,
+            };
+            self.queue(chunk, pending, part)?;
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, chunk: &Chunk, pending: &mut Option<Pending>, part: Pending) -> Result<()> {
+        if let Some(before) = pending
+            && before.bytes.end == part.bytes.start
+            && before.host + before.bytes.len() as u64 == part.host
+        {
+            before.bytes.end = part.bytes.end;
+            return Ok(());
+        }
+        let before = pending.replace(part);
+        self.write_pending(chunk, before)
+    }
+
+    fn write_pending(&mut self, chunk: &Chunk, pending: Option<Pending>) -> Result<()> {
+        let Some(Pending { host, bytes }) = pending else {
+            return Ok(());
+        };
+        if self.writes_zeros() {
+            return self.write_part(chunk, host, &bytes, bytes.clone());
+        }
+        let first = chunk.pieces.partition_point(|piece| piece.end <= bytes.start);
+        for piece in chunk.pieces.get(first..).unwrap_or_default() {
+            if piece.start >= bytes.end {
+                break;
+            }
+            self.write_part(
+                chunk,
+                host,
+                &bytes,
+                piece.start.max(bytes.start)..piece.end.min(bytes.end),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Writes `part` of the chunk; `whole`, which it is a part of, stands at `host`.
+    fn write_part(&mut self, chunk: &Chunk, host: u64, whole: &Range<usize>, part: Range<usize>) -> Result<()> {
+        let offset = HostOffset(host + (part.start - whole.start) as u64);
+        match &mut self.data {
+            Some(data) => {
+                // The data file ends with the disk, not with its last cluster.
+                let end = usize::try_from(chunk.length).unwrap_or(usize::MAX).min(part.end);
+                data.write(offset, chunk.bytes.get(part.start..end).unwrap_or_default())
+            }
+            None => {
+                let bytes = chunk.bytes.get(part).ok_or_else(|| internal("a chunk is too short"))?;
+                self.allocator.out.write(offset, bytes)
+            }
+        }
+    }
+
+    fn compressed(
+        &mut self,
+        chunk: &Chunk,
+        number: u64,
+        packed: &Range<usize>,
+        pending: &mut Option<Pending>,
+    ) -> Result<()> {
+        let guest = GuestOffset(chunk.start.0 + number * self.geometry.cluster_size());
+        self.open_table(self.geometry.l1_index(guest))?;
+        let bytes = chunk.packed.get(packed.clone());
+        let bytes = bytes.ok_or_else(|| internal("a chunk lacks compressed bytes"))?;
+        match self.allocator.append_compressed(bytes)? {
+            Some(descriptor) => {
+                let geometry = self.geometry;
+                self.report.compressed_clusters += 1;
+                self.set_entries(guest, 1, |_| L2Entry::compressed(descriptor, geometry))
+            }
+            None => self.store(chunk, number, pending, u32::MAX, plain(self.geometry)),
+        }
+    }
+
+    fn finish_header(&mut self, table: HostOffset, table_clusters: u32) -> Result<()> {
+        let Self { layout, geometry, .. } = self;
+        let header = &mut layout.header;
+        header.l1_entries = u32::try_from(self.l1.len()).unwrap_or(u32::MAX);
+        header.l1_offset = HostOffset(if self.l1.is_empty() { 0 } else { geometry.cluster_size() });
+        header.refcount_table_offset = table;
+        header.refcount_table_clusters = table_clusters;
+        let mut bytes = encode_header(&layout.extensions, header)?;
+        if !self.fresh {
+            bytes.resize(geometry.cluster_len(), 0);
+        }
+        self.allocator.out.write(HostOffset(0), &bytes)?;
+        self.allocator.out.flush()
+    }
+}
+
+/// The first cluster's used part.
+pub(crate) fn encode_header(extensions: &Extensions, header: &mut Header) -> Result<Vec<u8>> {
+    extensions
+        .encode(header)
+        .map_err(|error| Error::Format { path: None, error })
+}
+
+fn plain(geometry: Geometry) -> impl Fn(HostOffset) -> L2Entry {
+    move |host| L2Entry::data(host, true, geometry)
+}
+
+impl Sink for Qcow2Sink {
+    fn place(&mut self, chunk: &Chunk) -> Result<()> {
+        let cluster = self.geometry.cluster_size();
+        let mut pending = None;
+        for (number, state) in (0..).zip(&chunk.clusters) {
+            let guest = GuestOffset(chunk.start.0 + number * cluster);
+            let length = cluster.min(self.virtual_size().saturating_sub(guest.0));
+            match state {
+                Cluster::Leave => self.leave(guest, length)?,
+                Cluster::Zero => self.zeros(guest, length)?,
+                Cluster::Data => {
+                    self.store(chunk, number, &mut pending, u32::MAX, plain(self.geometry))?;
+                    self.report.data_bytes += length;
+                }
+                Cluster::Compressed(packed) => {
+                    self.compressed(chunk, number, packed, &mut pending)?;
+                    self.report.data_bytes += length;
+                }
+                &Cluster::Subclusters { data: 0, zero } if !self.preallocates() => {
+                    self.set_entries(guest, 1, |_| L2Entry::subclusters(None, false, 0, zero))?;
+                    self.report.zero_bytes += length;
+                }
+                &Cluster::Subclusters { data, zero } => {
+                    self.store(chunk, number, &mut pending, data, |host| {
+                        L2Entry::subclusters(Some(host), true, data, zero)
+                    })?;
+                    self.report.data_bytes += length;
+                }
+            }
+        }
+        self.write_pending(chunk, pending)
+    }
+
+    fn zeros(&mut self, start: GuestOffset, length: u64) -> Result<()> {
+        self.report.zero_bytes += length;
+        let count = self.geometry.clusters(length);
+        if self.preallocates() {
+            return self.reserve(start, count, self.reserved_zero());
+        }
+        if self.layout.backing {
+            let geometry = self.geometry;
+            return self.set_entries(start, count, |_| L2Entry::zero(None, false, geometry));
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, start: GuestOffset, length: u64) -> Result<()> {
+        if self.preallocates() {
+            let count = self.geometry.clusters(length);
+            return self.reserve(start, count, |host| L2Entry::subclusters(Some(host), true, 0, 0));
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<SinkReport> {
+        self.close_table()?;
+        let (table, table_clusters, end) = self.allocator.finish()?;
+        let clusters = self.geometry.clusters(8 * self.l1.len() as u64);
+        let mut l1: Vec<u8> = self.l1.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
+        if !self.fresh {
+            let whole = clusters * self.geometry.cluster_size();
+            l1.resize(usize::try_from(whole).unwrap_or(l1.len()), 0);
+        }
+        self.allocator
+            .out
+            .write_table(HostOffset(self.geometry.cluster_size()), &l1)?;
+        self.allocator.out.flush()?;
+        let storage = Arc::clone(self.allocator.out.storage());
+        if self.fresh {
+            storage.set_length(end).map_err(|e| failed("truncate", &*storage, e))?;
+        }
+        if let Some(data) = &mut self.data {
+            data.flush()?;
+            let storage = data.storage();
+            if self.data_fresh {
+                let size = self.layout.header.recorded_size;
+                storage
+                    .set_length(size)
+                    .map_err(|e| failed("truncate", &**storage, e))?;
+            }
+        }
+        if self.layout.preallocation >= Preallocation::Falloc {
+            let (storage, length) = match &self.data {
+                Some(data) => (data.storage(), self.layout.header.recorded_size),
+                None => (&storage, end),
+            };
+            allocate(storage, length, self.layout.preallocation)?;
+        }
+        self.finish_header(table, table_clusters)?;
+        self.report.file_length = end;
+        Ok(self.report)
+    }
+}
+
+/// Reserves space for the whole file.
+pub(crate) fn allocate(storage: &Arc<dyn Storage>, length: u64, preallocation: Preallocation) -> Result<()> {
+    let done = length == 0
+        || storage
+            .allocate(HostOffset(0), length)
+            .map_err(|e| failed("fallocate", &**storage, e))?;
+    // A file that was written in full has its space without being asked.
+    if done || preallocation == Preallocation::Full {
+        return Ok(());
+    }
+    Err(Error::State {
+        code: "PREALLOCATION_UNSUPPORTED",
+        path: storage.path().map(Into::into),
+        reason: "space cannot be reserved here: use preallocation full, metadata or off".to_owned(),
+    })
+}
