@@ -4,4 +4,7 @@ import { setup } from './setup.mjs'
 
 await setup({ tests: false })
 await must(bin('typedoc'), ['--treatWarningsAsErrors'], { show: true })
-await must('cargo', ['doc', '--profile', 'fast', '--no-deps', '--workspace'], { show: true, env: { RUSTDOCFLAGS: '-D warnings' } })
+await must('cargo', ['doc', '--profile', 'fast', '--no-deps', '--document-private-items', '--workspace'], {
+  show: true,
+  env: { RUSTDOCFLAGS: '-D warnings -A rustdoc::private_intra_doc_links' },
+})

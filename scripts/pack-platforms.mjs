@@ -3,7 +3,7 @@
 //   node scripts/pack-platforms.mjs [--out npm] [--artifacts <folder with *.node>] [--profile release|fast]
 // The committed manifest has no optional dependencies: an install in a bare clone would ask for packages that are not published yet.
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { join, relative, resolve } from 'node:path'
+import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import { licenseTexts } from './check-licenses.mjs'
 import { bin, must, root } from './lib/run.mjs'
@@ -16,8 +16,11 @@ const out = resolve(root, options.out)
 
 await setup({ tests: false, profile: options.profile })
 rmSync(out, { recursive: true, force: true })
-// napi takes the folder relative to the manifest only.
-await must(bin('napi'), ['create-npm-dirs', '--npm-dir', relative(root, out)])
+// napi stays within the folder of the manifest that it reads.
+mkdirSync(out, { recursive: true })
+copyFileSync(join(root, 'package.json'), join(out, 'package.json'))
+await must(bin('napi'), ['create-npm-dirs', '--npm-dir', '.'], { cwd: out })
+rmSync(join(out, 'package.json'))
 const { ready, missing } = fillPlatforms(await licenseTexts())
 await makeMainPackage(ready)
 console.log(`ready in ${options.out}: qcow2, ${ready.join(', ') || 'no platform'}`)

@@ -17,7 +17,7 @@ export const gates = {
   licenses: async () => (await findUnlicensed()).join('\n') || undefined,
   lockfile: async () => lockfileProblem(),
   'generated files': () => generatedFilesProblem(),
-  biome: () => command(bin('biome'), ['ci', '--error-on-warnings', '.']),
+  biome: () => command(bin('biome'), ['ci', '--colors=off', '--error-on-warnings', '.']),
   tsc: () => command(bin('tsc'), ['-p', '.']),
   typedoc: () => command(bin('typedoc'), ['--emit', 'none', '--treatWarningsAsErrors']),
   publint: () => command(bin('publint'), ['--strict']),
@@ -25,7 +25,11 @@ export const gates = {
   rustfmt: () => command('cargo', ['fmt', '--all', '--check']),
   // One profile for everything: what procedural macros and build scripts need is then compiled once.
   clippy: () => command('cargo', ['clippy', '--profile', 'fast', '--workspace', '--all-targets', '--', '-D', 'warnings']),
-  rustdoc: () => command('cargo', ['doc', '--profile', 'fast', '--no-deps', '--workspace'], { RUSTDOCFLAGS: '-D warnings' }),
+  // The crates are not published: their readers are those who work on them, and see private items too.
+  rustdoc: () =>
+    command('cargo', ['doc', '--profile', 'fast', '--no-deps', '--document-private-items', '--workspace'], {
+      RUSTDOCFLAGS: '-D warnings -A rustdoc::private_intra_doc_links',
+    }),
   examples: () => examplesProblem(),
 }
 

@@ -1,12 +1,14 @@
 //! Splitting one piece of work over a few threads.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
 
 /// Threads that a request may use if nobody says: as many as the machine has, up to 8.
 pub(crate) fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
+    // Asked once: the answer costs ten system calls, which is more than a small read does.
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(8)))
 }
 
 /// Does `work` on every item, on up to `threads` threads that the caller's thread is one of. `state` makes what each thread keeps for itself.
