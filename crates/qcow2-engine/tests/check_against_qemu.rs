@@ -49,8 +49,13 @@ fn qemu_counts(path: &Path) -> Option<[u64; 8]> {
     let mut command = Command::new("qemu-img");
     command
         .current_dir(path.parent().unwrap())
-        .args(["check", "--output=json", "-f", "qcow2"])
-        .arg(path);
+        .args(["check", "--output=json"]);
+    if path.ends_with("luks") {
+        let options = format!("driver=qcow2,file.filename={},encrypt.key-secret=s", path.display());
+        command.args(["--object", "secret,id=s,data=key", "--image-opts", &options]);
+    } else {
+        command.args(["-f", "qcow2"]).arg(path);
+    }
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let number = |key: &str| {
