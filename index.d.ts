@@ -50,8 +50,62 @@ export interface ChainSpec {
   withoutBacking?: boolean
 }
 
+/** Checks a layer, whose handle stays open. Reports progress; completes with the answer. */
+export declare function check(id: CallId, layer: Handle, options: CheckSpec): void
+
+/** The answer of a check: qemu-img's counts, and the findings. */
+export interface CheckFacts {
+  /** What could not be checked. */
+  checkErrors: bigint
+  /** What is damaged. */
+  corruptions: bigint
+  /** Clusters that are lost. */
+  leaks: bigint
+  /** Behind the last cluster in use, in bytes. */
+  imageEndOffset: bigint
+  /** Guest clusters. */
+  totalClusters: bigint
+  /** Those that are allocated. */
+  allocatedClusters: bigint
+  /** Those that do not follow the one before. */
+  fragmentedClusters: bigint
+  /** Those that are compressed. */
+  compressedClusters: bigint
+  /** What was found, in the order it was found. */
+  findings: Array<FindingFacts>
+  /** Findings that were counted but not kept. */
+  findingsOmitted: bigint
+}
+
+/** How to check. */
+export interface CheckSpec {
+  /** Most findings that are kept; all are counted. */
+  maxFindings: number
+}
+
 /** Closes a handle once the calls that use it have ended. Closing twice is no error; the second waits as well. */
 export declare function close(id: CallId, handle: Handle): void
+
+/** Compares two disks, whose handles stay open. Reports progress; completes with the answer. */
+export declare function compare(id: CallId, a: Handle, b: Handle, options: CompareSpec): void
+
+/** The answer of a comparison. */
+export interface CompareFacts {
+  /** There is no difference that matters. */
+  identical: boolean
+  /** Guest offset of the first difference in bytes. */
+  offset?: bigint
+  /** What differs. */
+  reason?: 'content' | 'size' | 'allocation'
+  /** The virtual sizes differ. */
+  sizesDiffer: boolean
+}
+
+/** How to compare. */
+export interface CompareSpec {
+  /** Sizes and allocation must be equal too. */
+  strict: boolean
+}
 
 /** An error, field by field. */
 export interface ErrorData {
@@ -71,6 +125,40 @@ export interface ErrorData {
   syscall?: string
   /** Further facts, by name. */
   details: Record<string, string>
+}
+
+/** One finding of a check. */
+export interface FindingFacts {
+  /** Stable name. */
+  code: string
+  /** How bad it is. */
+  severity: 'leak' | 'corruption' | 'error'
+  /** The structure it was found in. */
+  table: string
+  /** Index of the entry in it. */
+  index?: bigint
+  /** Offset in the file. */
+  offset?: bigint
+  /** Length in bytes of what `offset` names. */
+  length?: bigint
+  /** Number of the host cluster. */
+  cluster?: bigint
+  /** Its refcount on disk. */
+  refcount?: bigint
+  /** References to it that were counted. */
+  references?: bigint
+  /** The entry, or the number in it that is wrong. */
+  value?: bigint
+  /** Guest ranges that it touches; at most 16. */
+  guestRanges: Array<RangeFacts>
+  /** Name of the snapshot whose tree it was found in. */
+  snapshot?: string
+  /** Its id. */
+  snapshotId?: string
+  /** More, in words. */
+  detail?: string
+  /** One sentence for people. */
+  message: string
 }
 
 /** A number that stands for an opened thing. Never used twice in an environment. */
@@ -157,6 +245,41 @@ export interface LayerSpec {
  */
 export declare function map(id: CallId, chain: Handle, start: bigint, length: bigint, max: number): void
 
+/** Measures a target. Completes with the answer. */
+export declare function measure(id: CallId, options: MeasureSpec): void
+
+/** The answer of a measurement, in bytes. */
+export interface MeasureFacts {
+  /** What the content needs. */
+  required: bigint
+  /** What the image needs once every cluster is written. */
+  fullyAllocated: bigint
+  /** What the persistent bitmaps need. */
+  bitmaps?: bigint
+}
+
+/** What is measured, a chain or a size, and the target. */
+export interface MeasureSpec {
+  /** The disk that is to be copied, or… */
+  chain?: Handle
+  /** … the virtual size in bytes of an empty one. */
+  size?: bigint
+  /** `qcow2` or `raw`. */
+  format: string
+  /** Cluster size in bytes. */
+  clusterSize: number
+  /** 2 or 3. */
+  version: number
+  /** Width of a refcount. */
+  refcountBits: number
+  /** L2 entries with subclusters. */
+  extendedL2: boolean
+  /** `off`, `metadata`, `falloc` or `full`. */
+  preallocation: string
+  /** It has a backing file. */
+  backing: boolean
+}
+
 /** Lets the memory go; images that are open on it keep it. */
 export declare function memoryClose(handle: Handle): void
 
@@ -200,6 +323,14 @@ export interface ProgressData {
   done: number
   /** Bytes of work in all. */
   total: number
+}
+
+/** A guest range, in bytes. */
+export interface RangeFacts {
+  /** Where it begins. */
+  start: bigint
+  /** How long it is. */
+  length: bigint
 }
 
 /**

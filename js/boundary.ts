@@ -160,13 +160,16 @@ export interface FindingFacts {
   table: string
   index?: bigint
   offset?: bigint
+  length?: bigint
   cluster?: bigint
   refcount?: bigint
   references?: bigint
   guestRanges: { start: bigint; length: bigint }[]
   snapshot?: string
+  snapshotId?: string
   message: string
   value?: bigint
+  detail?: string
 }
 
 /** The answer of a check. */

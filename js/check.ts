@@ -81,12 +81,15 @@ function findingOf(facts: FindingFacts, bigint: boolean): Finding {
     table: facts.table,
     index: number(facts.index),
     offset: number(facts.offset),
+    length: number(facts.length),
     cluster: number(facts.cluster),
     refcount: number(facts.refcount),
     references: number(facts.references),
     guestRanges: facts.guestRanges.map(({ start, length }) => ({ start: narrow(start, bigint), length: narrow(length, bigint) })),
     snapshot: facts.snapshot,
+    snapshotId: facts.snapshotId,
     message: facts.message,
     value: facts.value,
+    detail: facts.detail,
   })
 }

@@ -127,6 +127,8 @@ export interface Finding {
   index?: number | bigint
   /** Offset of the entry or table in the file. */
   offset?: number | bigint
+  /** Length in bytes of what `offset` names, where that is the matter. */
+  length?: number | bigint
   /** Host cluster index it is about. */
   cluster?: number | bigint
   /** Refcount on disk and references counted, where that is the matter. */
@@ -136,9 +138,13 @@ export interface Finding {
   guestRanges: { start: number | bigint; length: number | bigint }[]
   /** Name of the snapshot the walk was in, if any. */
   snapshot?: string
+  /** Its id. */
+  snapshotId?: string
   message: string
   /** The entry's raw value, where that is the matter. */
   value?: bigint
+  /** More, in words: what the system or the format says. */
+  detail?: string
 }
 
 /** Options of {@link check}. */

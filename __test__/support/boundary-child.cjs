@@ -270,7 +270,7 @@ const scenarios = {
     let started = 0
     let ended = 0
     const one = async (index) => {
-      const worker = new Worker(__filename, { argv: ['victim', path, `${folder}/${index % 16}.qcow2`, index % 4 === 0 ? 'convert' : 'read'] })
+      const worker = new Worker(__filename, { argv: ['victim', path, `${folder}/${index % 16}.qcow2`, process.env.NOCONV ? 'read' : index % 4 === 0 ? 'convert' : 'read'] })
       await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))
       started++
       await wait(Math.floor((index * 7) % 23))

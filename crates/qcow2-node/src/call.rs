@@ -49,6 +49,14 @@ impl Call {
         }
     }
 
+    /// An open layer, which stays open until the call ends.
+    pub(crate) fn layer(&mut self, handle: Handle) -> Result<Arc<Layer>, Error> {
+        match self.resource(handle)? {
+            Resource::Layer(layer) => Ok(layer),
+            _ => Err(wrong_kind("layer")),
+        }
+    }
+
     /// Bytes in memory, which stay until the call ends (and as long as an image is open on them).
     pub(crate) fn memory(&mut self, handle: Handle) -> Result<Arc<MemoryStorage>, Error> {
         match self.resource(handle)? {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
 use qcow2_engine::storage::Storage;
-use qcow2_engine::{Error, Layer, LayerOptions, Limits, Locking};
+use qcow2_engine::{Error, Format, Layer, LayerOptions, Limits, Locking};
 use qcow2_format::features::{autoclear, compatible, incompatible};
-use qcow2_format::{CompressionType, EncryptionMethod, Version};
+use qcow2_format::{EncryptionMethod, Version};
 
 use crate::call::accept;
 use crate::handles::{Handle, Resource};
@@ -16,6 +16,7 @@ use crate::numbers::{unsigned, whole};
 use crate::outbox::{CallId, Outcome};
 use crate::pool::Lane;
 use crate::source::SourceSpec;
+use crate::words::{compression_name, format_named, unknown};
 
 /// How a layer is opened.
 #[napi(object, object_to_js = false)]
@@ -151,19 +152,10 @@ impl LayerSpec {
             metadata_only: self.metadata_only,
             for_check: self.for_check,
         };
-        match self.format.as_str() {
-            "qcow2" => Ok(Box::new(move |storage| Layer::open_qcow2(storage, &options))),
-            "raw" => Ok(Box::new(move |storage| Layer::open_raw(storage, &options))),
-            other => Err(unknown("format", other)),
-        }
-    }
-}
-
-/// An argument with a word that it does not have.
-pub(crate) fn unknown(argument: &'static str, word: &str) -> Error {
-    Error::Invalid {
-        argument,
-        reason: format!("'{word}' is not one of its values"),
+        Ok(match format_named(&self.format)? {
+            Format::Qcow2 => Box::new(move |storage| Layer::open_qcow2(storage, &options)),
+            Format::Raw => Box::new(move |storage| Layer::open_raw(storage, &options)),
+        })
     }
 }
 
@@ -194,11 +186,7 @@ impl LayerFacts {
                 Version::V3 => 3,
             }),
             refcount_bits: header.map(|header| header.refcount_order.bits()),
-            compression_type: header.and_then(|header| match header.compression {
-                CompressionType::Deflate => word("zlib"),
-                CompressionType::Zstd => word("zstd"),
-                CompressionType::Lz4 => word("lz4"),
-            }),
+            compression_type: header.map(|header| compression_name(header.compression).to_owned()),
             lazy_refcounts: header.map(|header| header.compatible & compatible::LAZY_REFCOUNTS != 0),
             extended_l2: has(incompatible::EXTENDED_L2),
             dirty: has(incompatible::DIRTY),
