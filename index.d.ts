@@ -107,6 +107,96 @@ export interface CompareSpec {
   strict: boolean
 }
 
+/** Copies disks, one behind the other, into a new image. Their handles stay open. Reports progress; completes with what was done. */
+export declare function convert(id: CallId, sources: Array<Handle>, target: TargetSpec, options: ConvertSpec): void
+
+/** What a conversion did. Bytes are guest bytes. */
+export interface ConvertFacts {
+  /** The size that a guest sees, in bytes. */
+  virtualSize: bigint
+  /** Length of the file in bytes. */
+  fileSize: bigint
+  /** Bytes that were stored, plain or compressed. */
+  dataBytes: bigint
+  /** Bytes that became zeros or holes. */
+  zeroBytes: bigint
+  /** Clusters that were stored compressed. */
+  compressedClusters: bigint
+}
+
+/** A conversion. */
+export interface ConvertSpec {
+  /** The new image. */
+  create: CreateSpec
+  /** Clusters are compressed, by this. */
+  compression?: string
+  /** How hard. */
+  level?: number
+  /** Zero areas of at least this many bytes are not stored. */
+  sparseSize: number
+  /** Workers. */
+  threads: number
+  /** The chain below the target: what reads the same there is not stored. */
+  backing?: Handle
+  /** A target that is written in place is known to read as zeros. */
+  targetIsZero: boolean
+  /** Begin of the part of the source that is copied, in bytes. */
+  rangeStart?: bigint
+  /** Length of that part in bytes. Default: up to the end. */
+  rangeLength?: bigint
+  /** Most bytes that are written. */
+  maxOutput?: bigint
+  /** Most bytes of source a second. */
+  rateLimit?: number
+}
+
+/** Makes a new image. Completes with what was made. */
+export declare function create(id: CallId, target: TargetSpec, options: CreateSpec): void
+
+/** What was made. Sizes in bytes. */
+export interface CreateFacts {
+  /** The size that a guest sees. */
+  virtualSize: bigint
+  /** Length of the file. */
+  fileSize: bigint
+}
+
+/** A new image. The core checks the numbers against each other. */
+export interface CreateSpec {
+  /** `qcow2` or `raw`. */
+  format: string
+  /** Virtual size in bytes. */
+  size?: bigint
+  /** Cluster size in bytes. */
+  clusterSize: number
+  /** 2 or 3. */
+  version: number
+  /** Width of a refcount. */
+  refcountBits: number
+  /** L2 entries with subclusters. */
+  extendedL2: boolean
+  /** Refcounts may be behind while it is written. */
+  lazyRefcounts: boolean
+  /** `zlib`, `zstd` or `lz4`. */
+  compressionType: string
+  /** Name of the backing file as it is recorded. */
+  backing?: string
+  /** Name of its format as it is recorded. */
+  backingFormat?: string
+  /** `off`, `metadata`, `falloc` or `full`. */
+  preallocation: string
+  /** Name of the data file as it is recorded. */
+  dataFile?: string
+  /** Where the data file is made. */
+  dataFilePath?: string
+  /** The data file alone is a raw image. */
+  dataFileRaw: boolean
+  /** No copy on write, where the file system has that. */
+  nocow: boolean
+  /** Extent size hint in bytes, where the file system has that. */
+  extentSizeHint?: bigint
+}
+
 /** An error, field by field. */
 export interface ErrorData {
   /** The stable code, `ERR_QCOW2_…`. */
@@ -387,3 +477,17 @@ export interface SourceSpec {
  * call goes on.
  */
 export declare function start(onComplete: (triples: Float64Array, values: unknown[]) => void): void
+
+/** A file or memory that is written. */
+export interface TargetSpec {
+  /** The file's path, or… */
+  path?: string
+  /** … the handle of memory. */
+  memory?: Handle
+  /** A file that is there already is replaced. */
+  overwrite: boolean
+  /** Synced before the call completes. */
+  durable: boolean
+  /** What is there already is written over, without changing its length. */
+  inPlace: boolean
+}

@@ -35,3 +35,12 @@ pub(crate) fn version_numbered(version: u32) -> Result<Version, Error> {
         other => Err(unknown("version", &other.to_string())),
     }
 }
+
+pub(crate) fn compression_named(word: &str) -> Result<CompressionType, Error> {
+    match word {
+        "zlib" => Ok(CompressionType::Deflate),
+        "zstd" => Ok(CompressionType::Zstd),
+        "lz4" => Ok(CompressionType::Lz4),
+        other => Err(unknown("compression", other)),
+    }
+}
