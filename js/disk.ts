@@ -8,7 +8,7 @@ import type { ReadableStream } from 'node:stream/web'
 import { debuglog, type InspectOptionsStylized, inspect } from 'node:util'
 import type { Handle } from './boundary.js'
 import { closeHandle, type OpenedChain, type OpenedLayer } from './chain.js'
-import { cancelled, Qcow2Error } from './errors.js'
+import { atEntry, cancelled, Qcow2Error } from './errors.js'
 import { chainLayer, noticesOf, snapshotInfo } from './facts.js'
 import { type MapOptions, mapRange, runsOf } from './map.js'
 import { closeWhenLost, read } from './native.js'
@@ -117,8 +117,10 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
   read<B extends NodeJS.ArrayBufferView>(options: ReadOptions & { buffer: B }): Promise<ReadResult<B>>
   read(options: ReadOptions & { buffer?: undefined }): Promise<ReadResult<Buffer>>
   async read<B extends NodeJS.ArrayBufferView>(...words: ReadArguments<B>): Promise<ReadResult<B | Buffer>> {
-    const { buffer, target, offset, length, position } = readArguments<B>(words)
-    this.#refuseClosed()
+    const { buffer, target, offset, length, position } = atEntry(this.read, () => {
+      this.#refuseClosed()
+      return readArguments<B>(words)
+    })
     this.#reading++
     try {
       const bytesRead = await read(this.#handle, target, offset, length, position)
@@ -143,9 +145,12 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
    * ```
    */
   map(options?: MapOptions): AsyncGenerator<Run<N>, void, undefined> {
-    const { start, end, signal } = mapRange(options, BigInt(this.virtualSize))
-    this.#refuseClosed()
-    if (signal?.aborted) throw cancelled(signal.reason)
+    const { start, end, signal } = atEntry(this.map, () => {
+      this.#refuseClosed()
+      const range = mapRange(options, BigInt(this.virtualSize))
+      if (range.signal?.aborted) throw cancelled(range.signal.reason)
+      return range
+    })
     // The generator holds the disk, so that it is not collected, and closed, between two batches.
     return runsOf<N>(this, this.#handle, start, end, typeof this.virtualSize === 'bigint', signal)
   }
@@ -157,14 +162,18 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
    * KiB) is the size of its chunks; `signal` destroys it
    */
   createReadStream(options?: ReadStreamOptions): Readable & { readonly bytesRead: number } {
-    this.#refuseClosed()
-    return new DiskReadStream(this, options)
+    return atEntry(this.createReadStream, () => {
+      this.#refuseClosed()
+      return new DiskReadStream(this, options)
+    })
   }
 
   /** The disk's bytes as a web stream of bytes, with the options of {@link Disk.createReadStream}. */
   readable(options?: ReadStreamOptions): ReadableStream<Uint8Array> {
-    this.#refuseClosed()
-    return webStream(this, options)
+    return atEntry(this.readable, () => {
+      this.#refuseClosed()
+      return webStream(this, options)
+    })
   }
 
   /**

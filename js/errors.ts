@@ -2,6 +2,8 @@
  * The one error class that users meet, and how its stack comes to point at their call.
  */
 
+import { getSystemErrorName } from 'node:util'
+
 /** An error of the core, as data. */
 export interface ErrorData {
   code: string
@@ -82,7 +84,7 @@ export class Qcow2Error extends Error {
 
 /** The error that the core reported. */
 export function fromNative(data: ErrorData): Qcow2Error {
-  const fields: Qcow2ErrorFields = { details: data.details ?? {} }
+  const fields: Qcow2ErrorFields = { details: { ...(data.errno ? { errno: errnoName(data.errno) } : {}), ...data.details } }
   if (data.offset !== undefined && data.offset !== null) fields.offset = narrow(data.offset)
   if (data.table) fields.table = data.table
   if (data.path) fields.path = data.path
@@ -126,12 +128,32 @@ export async function atCaller<T>(entry: (...words: never[]) => unknown, work: (
   }
 }
 
+/** Runs the part of a public function that comes before any waiting, so that its errors have the stack of whoever called `entry`. */
+export function atEntry<T>(entry: (...words: never[]) => unknown, work: () => T): T {
+  try {
+    return work()
+  } catch (error) {
+    const caller: { stack?: string } = {}
+    Error.captureStackTrace(caller, entry)
+    throw withFrames(error, caller)
+  }
+}
+
 /** Gives a {@link Qcow2Error} the frames that were captured at the call. Other errors, a gate's own for example, keep theirs. */
 export function withFrames(error: unknown, caller: { stack?: string }): unknown {
   if (!(error instanceof Qcow2Error) || caller.stack === undefined) return error
   const frames = caller.stack.slice(caller.stack.indexOf('\n    at ') + 1)
   if (frames.trimStart().startsWith('at ')) error.stack = `Qcow2Error [${error.code}]: ${error.message}\n${frames}`
   return error
+}
+
+/** `'ENOENT'` for 2. */
+function errnoName(errno: number): string {
+  try {
+    return getSystemErrorName(-errno)
+  } catch {
+    return String(errno)
+  }
 }
 
 function narrow(value: bigint): number | bigint {

@@ -3,7 +3,7 @@
  */
 
 import type { Handle } from './boundary.js'
-import { invalid, Qcow2Error } from './errors.js'
+import { atEntry, invalid, Qcow2Error } from './errors.js'
 import { sync } from './native.js'
 import { kindOf } from './sizes.js'
 import type { MemoryStorage } from './types.js'
@@ -23,8 +23,7 @@ import type { MemoryStorage } from './types.js'
  * ```
  */
 export function memoryStorage(bytes?: Uint8Array): MemoryStorage {
-  if (bytes !== undefined && !(bytes instanceof Uint8Array)) throw invalid('bytes', `bytes must be a Uint8Array: it is ${kindOf(bytes)}`)
-  return new Memory(sync((addon) => addon.memoryCreate(bytes)))
+  return atEntry(memoryStorage, () => new Memory(sync((addon) => addon.memoryCreate(bytes === undefined ? undefined : bytesOf(bytes, 'bytes')))))
 }
 
 /** Handles of the storages made here: an object that only looks like one is none. */
@@ -40,19 +39,19 @@ class Memory implements MemoryStorage {
   }
 
   size(): number {
-    return sync((addon) => addon.memorySize(memoryHandle(this)))
+    return atEntry(this.size, () => sync((addon) => addon.memorySize(memoryHandle(this))))
   }
 
   read(buffer: Uint8Array, position: number): number {
-    return sync((addon) => addon.memoryRead(memoryHandle(this), bytesOf(buffer), place(position, 'position')))
+    return atEntry(this.read, () => sync((addon) => addon.memoryRead(memoryHandle(this), bytesOf(buffer), place(position, 'position'))))
   }
 
   write(buffer: Uint8Array, position: number): void {
-    sync((addon) => addon.memoryWrite(memoryHandle(this), bytesOf(buffer), place(position, 'position')))
+    atEntry(this.write, () => sync((addon) => addon.memoryWrite(memoryHandle(this), bytesOf(buffer), place(position, 'position'))))
   }
 
   truncate(size: number): void {
-    sync((addon) => addon.memoryTruncate(memoryHandle(this), place(size, 'size')))
+    atEntry(this.truncate, () => sync((addon) => addon.memoryTruncate(memoryHandle(this), place(size, 'size'))))
   }
 
   toUint8Array(): Uint8Array {
@@ -83,8 +82,8 @@ export function memoryHandle(storage: MemoryStorage): Handle {
   return handle
 }
 
-function bytesOf(value: Uint8Array): Uint8Array {
-  if (!(value instanceof Uint8Array)) throw invalid('buffer', `buffer must be a Uint8Array: it is ${kindOf(value)}`)
+function bytesOf(value: Uint8Array, name = 'buffer'): Uint8Array {
+  if (!(value instanceof Uint8Array)) throw invalid(name, `${name} must be a Uint8Array: it is ${kindOf(value)}`)
   return value
 }
 

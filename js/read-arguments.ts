@@ -38,7 +38,7 @@ export function readArguments<B extends NodeJS.ArrayBufferView>(words: readonly 
     const { offset, length, position } = checkOptions('read', second, KEYS)
     return request(first as B, offset, length, position)
   }
-  if (typeof first !== 'object' || first === null)
+  if (typeof first !== 'object' || first === null || Array.isArray(first))
     throw invalid('buffer', `buffer must be a typed array, a DataView or a Buffer: it is ${kindOf(first)}`)
   const { buffer, offset, length, position } = checkOptions('read', first, KEYS)
   if (buffer !== undefined && !isArrayBufferView(buffer)) {

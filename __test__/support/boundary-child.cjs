@@ -37,7 +37,15 @@ const code = (promise) =>
     () => 'none',
     (error) => error.code,
   )
-const layerSpec = { format: 'qcow2', forceShare: false, locking: 'auto', metadataOnly: false, forCheck: false, maxMemory: 2 ** 28, maxChainDepth: 200 }
+const layerSpec = {
+  format: 'qcow2',
+  forceShare: false,
+  locking: 'auto',
+  metadataOnly: false,
+  forCheck: false,
+  maxMemory: 2 ** 28,
+  maxChainDepth: 200,
+}
 const chainSpec = { cacheBytes: 2 ** 25, maxChainDepth: 200 }
 
 async function openDisk(path) {
@@ -181,7 +189,11 @@ const scenarios = {
             (error) => {
               counts[kind] = (counts[kind] ?? 0) + 1
               assert.equal(error.code, 'ERR_QCOW2_BUFFER_DETACHED')
-              if (moved) assert.ok(moved.every((byte) => byte === 0), 'the moved buffer was written to')
+              if (moved)
+                assert.ok(
+                  moved.every((byte) => byte === 0),
+                  'the moved buffer was written to',
+                )
             },
           ),
         )
@@ -248,7 +260,14 @@ const scenarios = {
     const jobs = []
     for (let i = 0; i < 12; i++) jobs.push(call('convert', [chain.handle], target(`${folder}/${i}.qcow2`), convertSpec))
     native.cancel(jobs[11].id)
-    const first = await Promise.race(jobs.map((job, i) => job.then(() => i, () => i)))
+    const first = await Promise.race(
+      jobs.map((job, i) =>
+        job.then(
+          () => i,
+          () => i,
+        ),
+      ),
+    )
     for (const job of jobs) native.cancel(job.id)
     await Promise.allSettled(jobs)
     await call('close', chain.handle)
