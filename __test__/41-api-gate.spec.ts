@@ -42,7 +42,16 @@ test('names that leave the folder are denied, however they leave it', async (t) 
   await symlink(join(folder, 'deep'), join(inner, 'folder-link'))
   await mkdir(join(inner, 'sub'))
   await copyFile(base, join(inner, 'sub', 'base.qcow2'))
-  for (const name of ['../base.qcow2', base, 'link-out.qcow2', 'folder-link/base.qcow2', 'sub/base.qcow2', '/dev/null', '/etc/passwd', '/proc/self/mem']) {
+  for (const name of [
+    '../base.qcow2',
+    base,
+    'link-out.qcow2',
+    'folder-link/base.qcow2',
+    'sub/base.qcow2',
+    '/dev/null',
+    '/etc/passwd',
+    '/proc/self/mem',
+  ]) {
     const path = await naming(inner, name, 'qcow2')
     const error = await failure(() => open(path))
     t.is(error.code, 'ERR_QCOW2_BACKING_DENIED', name)
@@ -114,7 +123,8 @@ test("'deny' denies, and a list allows what is inside its folders", async (t) =>
   const { folder, top } = await smallChain()
   t.is((await failure(() => open(top, { backingFiles: 'deny' }))).code, 'ERR_QCOW2_BACKING_DENIED')
   await (await open(top, { backingFiles: [folder] })).close()
-  await (await open(top, { backingFiles: ['/nonexistent/..', '/'] }).catch(() => open(top, { backingFiles: ['/'] }))).close()
+  await (await open(top, { backingFiles: [temporaryFolder(), '/'] })).close()
+  t.is((await failure(() => open(top, { backingFiles: ['/nowhere', '/'] }))).details.errno, 'ENOENT')
   t.is((await failure(() => open(top, { backingFiles: [temporaryFolder()] }))).code, 'ERR_QCOW2_BACKING_DENIED')
   t.is((await failure(() => open(top, { backingFiles: [] }))).code, 'ERR_QCOW2_BACKING_DENIED')
   // A folder whose name only begins alike is another one.
@@ -129,7 +139,7 @@ test("'deny' denies, and a list allows what is inside its folders", async (t) =>
 test('a function sees what is named and by whom, and its answer counts', async (t) => {
   const { folder, top, base } = await smallChain()
   const seen: [NamedFile, LayerDescription][] = []
-  const disk = await open(top, { backingFiles: (file, layer) => (seen.push([file, layer]), true) })
+  const disk = await open(top, { backingFiles: (file, layer) => seen.push([file, layer]) > 0 })
   t.deepEqual(seen, [
     [
       { kind: 'backing', name: 'base.qcow2', path: base, format: 'qcow2' },
@@ -205,7 +215,6 @@ test('200 layers open, 201 do not, and a lower limit holds', async (t) => {
   const path = (index: number): string => join(folder, `layer-${index}.qcow2`)
   await qemu.create(path(0), { size: MIB })
   await qemu.io(path(0), ['write -P 8 64k 64k'])
-  const bytes = await readFile(path(0))
   await qemu.create(path(1), { backing: 'layer-0.qcow2', cwd: folder })
   const overlay = await readFile(path(1))
   const at = overlay.indexOf('layer-0.qcow2')
@@ -216,7 +225,6 @@ test('200 layers open, 201 do not, and a lower limit holds', async (t) => {
     copy.writeUInt32BE(name.length, 16)
     await writeFile(path(index), copy)
   }
-  t.true(bytes.length > 0)
   const disk = await open(path(199))
   t.is(disk.chain.length, 200)
   t.is((await disk.read(Buffer.alloc(1), { position: 65536 })).buffer[0], 8)
@@ -250,7 +258,7 @@ test('an external data file opens only once it is permitted', async (t) => {
   await symlink(moved, join(folder, 'data.raw'))
   t.is((await failure(() => open(path, { dataFile: true }))).code, 'ERR_QCOW2_DATA_FILE_DENIED')
   const kinds: string[] = []
-  const asked = await open(path, { dataFile: true, backingFiles: (file) => (kinds.push(file.kind), true) })
+  const asked = await open(path, { dataFile: true, backingFiles: (file) => kinds.push(file.kind) > 0 })
   t.deepEqual(kinds, ['data'])
   await asked.close()
   t.is((await failure(() => open(path, { dataFile: path }))).code, 'ERR_QCOW2_SAME_FILE')

@@ -2,8 +2,9 @@
  * Opening an image with everything below it: one layer at a time, and the gate is asked before each.
  */
 
+import { stat } from 'node:fs/promises'
 import type { ChainFacts, Handle, Identity, LayerFacts, SourceSpec } from './boundary.js'
-import { Qcow2Error } from './errors.js'
+import { fromSystem, Qcow2Error } from './errors.js'
 import { nameOf, type Passage, pathOf, printable } from './gate.js'
 import { call } from './native.js'
 import type { Settings } from './settings.js'
@@ -134,10 +135,10 @@ async function attachDataFile(layers: readonly OpenedLayer[], layer: LayerDescri
   const last = layers[layers.length - 1] as OpenedLayer
   const passage = await dataFilePassage(last.facts, layer, settings)
   try {
-    const identity = await call<Identity>(
-      (addon, id) => addon.attachDataFile(id, last.facts.handle, { path: passage.path, devices: passage.devices }),
-      { signal: settings.signal },
-    )
+    await call<void>((addon, id) => addon.attachDataFile(id, last.facts.handle, { path: passage.path, devices: passage.devices }), {
+      signal: settings.signal,
+    })
+    const identity = await identityOf(passage.path)
     if (layers.some(({ facts }) => same(facts, identity))) {
       throw new Qcow2Error('ERR_QCOW2_SAME_FILE', `the data file of ${nameOf(layer)} is a layer of its own chain`, { path: passage.shown })
     }
@@ -201,6 +202,13 @@ function refuseLoop(layers: readonly OpenedLayer[]): void {
   if (layers.some(({ dataIdentity }) => dataIdentity !== undefined && same(dataIdentity, last.facts))) {
     throw new Qcow2Error('ERR_QCOW2_SAME_FILE', `${last.path ?? 'the image'} is a layer and a data file of the same chain`, fields)
   }
+}
+
+async function identityOf(path: string): Promise<Identity> {
+  const { dev, ino } = await stat(path, { bigint: true }).catch((error) => {
+    throw fromSystem(error, path)
+  })
+  return { device: dev, inode: ino }
 }
 
 function same(a: Identity, b: Identity): boolean {
