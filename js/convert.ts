@@ -25,17 +25,21 @@ const sparseSize: Rule<number> = (value, name) => {
   return bytes
 }
 
+const sourceFormat: Rule<Format | readonly Format[]> = (value, name) =>
+  Array.isArray(value) ? value.map((each, index) => format(each, `${name}[${index}]`)) : format(value, name)
+
 const RULES = {
   ...IMAGE_RULES,
   ...FILE_RULES,
   ...JOB_RULES,
   format,
-  sourceFormat: format,
+  sourceFormat,
   compression,
   level: integer(1, 22),
   snapshot: text,
   sparseSize,
   threads: integer(1, 64),
+  rateLimit: memorySize(1),
   noCreate: flag,
   targetIsZero: flag,
   source: sourceRule('convert', SOURCE_RULES),
@@ -70,6 +74,9 @@ export function convert(source: Source | readonly Source[], target: Target, opti
     const given: readonly unknown[] = Array.isArray(source) ? source : [source]
     if (given.length === 0) throw invalid('source', 'source must name at least one image: the array is empty')
     if (given.length > 1 && checked.snapshot !== undefined) throw invalid('snapshot', 'snapshot cannot be said for several sources')
+    if (Array.isArray(checked.sourceFormat) && checked.sourceFormat.length !== given.length) {
+      throw invalid('sourceFormat', `sourceFormat lists ${checked.sourceFormat.length} formats for ${given.length} sources`)
+    }
     const from = locateAll(given)
     return { options: checked, run: (control) => run(from, to, checked, spec, control).finally(() => releaseAll(from)) }
   })
@@ -93,8 +100,9 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
     return chain
   }
   try {
-    for (const located of from) {
-      const { layers } = await open(located, options.sourceFormat, options.snapshot)
+    const said = options.sourceFormat
+    for (const [index, located] of from.entries()) {
+      const { layers } = await open(located, typeof said === 'string' ? said : said?.[index], options.snapshot)
       formats.push(layers[0]?.facts.format ?? 'raw')
     }
     const sources = chains.map(({ handle }) => handle)
@@ -144,6 +152,7 @@ function convertSpec(options: Options, to: LocatedTarget): ConvertSpec {
   }
   if (compression !== undefined) spec.compression = compression
   if (options.level !== undefined) spec.level = options.level
+  if (options.rateLimit !== undefined) spec.rateLimit = options.rateLimit
   const maxOutput = options.limits?.maxOutputSize ?? options.source?.limits?.maxOutputSize
   if (maxOutput !== undefined) spec.maxOutput = maxOutput
   return spec

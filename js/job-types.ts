@@ -61,8 +61,9 @@ export interface ConvertOptions extends JobOptions, Omit<CreateOptions, 'size' |
   /**
    * Format of the sources: as said, else by extension (`.qcow2`, `.raw`), else by content. An image whose format was found by content may
    * name no other file (`ERR_QCOW2_FORMAT_NOT_SAID`), and a `.raw` that begins with a qcow2 header is refused (`ERR_QCOW2_FORMAT_AMBIGUOUS`).
+   * A list has one format for each source.
    */
-  sourceFormat?: Format
+  sourceFormat?: Format | readonly Format[]
   /** Compress clusters. `true` means the target's compression type. Default: none. */
   compression?: Compression | boolean
   /** Level of the compressor: zlib 1–9, zstd 1–22. */
@@ -73,6 +74,8 @@ export interface ConvertOptions extends JobOptions, Omit<CreateOptions, 'size' |
   sparseSize?: SizeOption
   /** Workers, 1–64. Default: the processors, at most 8. The output does not depend on it. */
   threads?: number
+  /** Most bytes that are copied in a second, 1 or more. Default: none. */
+  rateLimit?: SizeOption
   /** Write into an existing target (raw or a block device) instead of making a new one. */
   noCreate?: boolean
   /** With `noCreate`: the target is known to read as zeros. */
@@ -136,9 +139,8 @@ export interface Finding {
   references?: number | bigint
   /** Guest ranges that it touches. At most 16 are listed. */
   guestRanges: { start: number | bigint; length: number | bigint }[]
-  /** Name of the snapshot the walk was in, if any. */
+  /** Name and id of the snapshot the walk was in, if any. */
   snapshot?: string
-  /** Its id. */
   snapshotId?: string
   message: string
   /** The entry's raw value, where that is the matter. */
