@@ -1,0 +1,145 @@
+/** `check`: whether an image is consistent. */
+
+import { findingText } from '../findings.js'
+import { type CommandHelp, ROWS } from '../help.js'
+import { percent } from '../human.js'
+import { formatJson } from '../json.js'
+import { type CheckResult, library } from '../library.js'
+import { formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
+import { printError } from '../output.js'
+import { complain, type Program } from '../program.js'
+import { misuse, Refusal } from '../refusal.js'
+import { systemText } from '../texts.js'
+import { commandGrammar, isCacheMode, notYet, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+
+const GRAMMAR = commandGrammar('qU', 'frT', 'quiet=q format:=f cache:=T repair:=r output: object: image-opts force-share=U')
+
+const HELP: CommandHelp = {
+  summary: 'Count all references of a qcow2 image and compare them with its refcounts. Nothing is written.',
+  usage: '[-f FMT] [-U] [-q] [--output human|json] FILE',
+  options: [
+    ROWS.format,
+    ROWS.quiet,
+    ['-T, --cache MODE', 'accepted; the result does not depend on it'],
+    ROWS.share,
+    ROWS.output,
+    ROWS.gate,
+    ['', 'exit code: 0 consistent, 1 failed, 2 corrupt, 3 leaks only, 63 not a qcow2 image'],
+  ],
+  examples: ['check disk.qcow2', 'check -q -U --output=json disk-in-use.qcow2'],
+}
+
+/** The format has no check. */
+const NO_CHECK = 63
+
+/** Runs the command. */
+export async function check(program: Program, words: readonly string[]): Promise<number> {
+  let format: string | undefined
+  let form = 'human' as 'human' | 'json'
+  let cache = 'writeback'
+  let repair: string | undefined
+  let quiet = false
+  let imageOpts = false
+  let forceShare = false
+  let policy: GatePolicy = 'plain'
+  const operands = readWords(program, words, GRAMMAR, HELP, (id, value) => {
+    if (id === 'f') format = value
+    else if (id === 'output') form = outputForm(value)
+    else if (id === 'T') cache = value
+    else if (id === 'q') quiet = true
+    else if (id === 'U') forceShare = true
+    else if (id === 'object') refuseObject(value)
+    else if (id === 'image-opts') imageOpts = true
+    else if (id === 'backing-files') policy = gatePolicy(value)
+    else if (id === 'r') {
+      if (value !== 'leaks' && value !== 'all') throw misuse(`--repair (-r) expects 'leaks' or 'all' not '${value}'`)
+      repair = value
+    }
+  })
+  const file = oneFile(operands)
+  if (!isCacheMode(cache)) throw new Refusal(`Invalid source cache option: ${cache}`)
+  if (imageOpts) throw refuseImageOpts(format)
+  if (repair !== undefined) throw notYet('Repairs (-r)')
+  const name = imageName(file)
+  const kind = await formatOf(name, format, program.signal)
+  await openOnce(program, name, { format: kind, forceShare }, policy)
+  if (kind !== 'qcow2') throw new Refusal('This image format does not support checks', { code: NO_CHECK })
+  const result = await runCheck(program, name, forceShare)
+  for (const finding of result.findings) {
+    const text = findingText(finding)
+    if (text !== undefined) printError(`${text}\n`)
+  }
+  if (result.findingsOmitted > 0) complain(program, `${result.findingsOmitted} more findings are counted below and not shown`)
+  if (!quiet) program.out.print(form === 'json' ? jsonText(name, result) : humanText(result))
+  if (result.corruptions > 0) return 2
+  if (result.checkErrors > 0) return 1
+  return result.leaks > 0 ? 3 : 0
+}
+
+/** Opens the whole chain first, as qemu-img does: a missing backing file is told before anything is checked. */
+async function openOnce(
+  program: Program,
+  name: ImageName,
+  options: { format: 'qcow2' | 'raw'; forceShare: boolean },
+  policy: GatePolicy,
+): Promise<void> {
+  try {
+    const disk = await library().open(name.path, { ...options, ...gateOptions(policy), signal: program.signal })
+    await disk.close()
+  } catch (error) {
+    // A check is there to tell what is wrong inside: only what it could not even begin with ends it here.
+    const refusal = openRefusal(error, name)
+    if (refusal instanceof Refusal && !isForCheck(error)) throw refusal
+    if (!(refusal instanceof Refusal)) throw error
+  }
+}
+
+/** Faults that the check itself finds and counts. */
+function isForCheck(error: unknown): boolean {
+  return error instanceof library().Qcow2Error && /_(CORRUPT|TRUNCATED|L1_TRUNCATED|ENCRYPTED)$/.test(error.code)
+}
+
+async function runCheck(program: Program, name: ImageName, forceShare: boolean): Promise<CheckResult> {
+  try {
+    return await library().check(name.path, { format: 'qcow2', bigint: true, forceShare, signal: program.signal })
+  } catch (error) {
+    const { Qcow2Error } = library()
+    if (error instanceof Qcow2Error && error.syscall === 'read') throw new Refusal(`Check failed: ${systemText(error)}`)
+    throw openRefusal(error, name)
+  }
+}
+
+function jsonText({ given }: ImageName, result: CheckResult): string {
+  const some = (count: number | bigint) => (BigInt(count) === 0n ? undefined : count)
+  return `${formatJson({
+    filename: given,
+    format: result.format,
+    'check-errors': result.checkErrors,
+    'image-end-offset': some(result.imageEndOffset),
+    corruptions: some(result.corruptions),
+    leaks: some(result.leaks),
+    'total-clusters': some(result.totalClusters),
+    'allocated-clusters': some(result.allocatedClusters),
+    'fragmented-clusters': some(result.fragmentedClusters),
+    'compressed-clusters': some(result.compressedClusters),
+  })}\n`
+}
+
+function humanText(result: CheckResult): string {
+  const { corruptions, leaks, checkErrors } = result
+  let text = ''
+  if (corruptions === 0 && leaks === 0 && checkErrors === 0) text += 'No errors were found on the image.\n'
+  if (corruptions > 0) {
+    text += `\n${corruptions} errors were found on the image.\nData may be corrupted, or further writes to the image may corrupt it.\n`
+  }
+  if (leaks > 0) text += `\n${leaks} leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.\n`
+  if (checkErrors > 0) text += `\n${checkErrors} internal errors have occurred during the check.\n`
+  const { totalClusters, allocatedClusters, fragmentedClusters, compressedClusters, imageEndOffset } = result
+  if (BigInt(totalClusters) !== 0n && BigInt(allocatedClusters) !== 0n) {
+    const share = (part: number | bigint) => percent(part, allocatedClusters)
+    text += `${allocatedClusters}/${totalClusters} = ${percent(allocatedClusters, totalClusters)}% allocated, `
+    text += `${share(fragmentedClusters)}% fragmented, ${share(compressedClusters)}% compressed clusters\n`
+  }
+  if (BigInt(imageEndOffset) !== 0n) text += `Image end offset: ${imageEndOffset}\n`
+  return text
+}

@@ -1,0 +1,63 @@
+/** The texts of `--help`. */
+import type { Program } from './program.js'
+
+/** What the help of a command is made of. `examples` are argument lists that work as they stand. */
+export interface CommandHelp {
+  summary: string
+  usage: string
+  options: readonly (readonly [string, string])[]
+  examples: readonly [string, string]
+}
+
+/** The commands, and what each is for. */
+export const COMMANDS: readonly (readonly [string, string])[] = [
+  ['check', 'count all references of an image and compare them with its refcounts'],
+  ['compare', 'tell whether two images have the same contents'],
+  ['convert', 'copy images to a new image, in another format if wished'],
+  ['create', 'make a new image'],
+  ['dd', 'copy blocks of an image to a new image'],
+  ['info', 'show facts about an image'],
+  ['map', 'show where the bytes of an image are'],
+  ['measure', 'calculate the file size that a new image will need'],
+  ['snapshot', 'list internal snapshots'],
+]
+
+/** The help of the program. */
+export function programHelp({ name }: Program): string {
+  const rows = COMMANDS.map(([command, text]) => `  ${command.padEnd(9)} ${text}\n`)
+  return `Disk images in the qcow2 and raw formats. Usage:
+
+  ${name} [--help | --version] COMMAND [--help | command options]
+
+Commands:
+${rows.join('')}
+Examples:
+  ${name} info disk.qcow2
+  ${name} convert -p -c -O qcow2 disk.raw disk.qcow2
+`
+}
+
+/** The help of one command. */
+export function commandHelp({ name, command }: Program, { summary, usage, options, examples }: CommandHelp): string {
+  const width = Math.max(...options.map(([option]) => option.length))
+  const rows = options.map(([option, text]) => `  ${option.padEnd(width)}  ${text}\n`)
+  return `${summary} Usage:
+
+  ${name} ${command} ${usage}
+
+Options:
+${rows.join('')}  ${'-h, --help'.padEnd(width)}  print this help
+
+Examples:
+${examples.map((example) => `  ${name} ${example}\n`).join('')}`
+}
+
+/** Rows that several commands share. */
+export const ROWS = {
+  format: ['-f, --format FMT', 'format of the image: qcow2 or raw (default: as its first bytes say)'],
+  share: ['-U, --force-share', 'read although another process may be writing; what is read may be torn'],
+  output: ['--output human|json', 'form of the output'],
+  quiet: ['-q, --quiet', 'print errors only'],
+  progress: ['-p, --progress', 'print the progress; without it, SIGUSR1 prints it on stderr'],
+  gate: ['--backing-files same-directory|deny', 'open fewer of the files that an image names (default: any regular file or block device)'],
+} as const satisfies Record<string, readonly [string, string]>

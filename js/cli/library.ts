@@ -1,0 +1,31 @@
+/**
+ * The library, loaded when it is first used: `--help`, a misspelt option and `-o help` need nothing of it. This is the only file of the command
+ * line that reaches out of its folder.
+ */
+import type * as Library from '../index.js'
+
+export type {
+  CheckResult,
+  CompareResult,
+  ConvertOptions,
+  CreateOptions,
+  Disk,
+  Finding,
+  Format,
+  ImageInfo,
+  Job,
+  LayerDescription,
+  MeasureOptions,
+  MeasureResult,
+  NamedFile,
+  OpenOptions,
+  Progress,
+  Qcow2Error,
+  Run,
+  SnapshotInfo,
+} from '../index.js'
+
+/** Everything that the package exports. */
+export function library(): typeof Library {
+  return require('../index.js') as typeof Library
+}
