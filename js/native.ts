@@ -15,6 +15,9 @@ export interface CallControl {
   onProgress?: ((progress: Progress) => void) | undefined
 }
 
+/** What `napi build` says that the addon has. It is assigned to {@link RawAddon}, so that the two cannot drift apart. */
+type Generated = typeof import('../index.js')
+
 /** The addon as it is: completions still come as batches of triples, and errors as data. */
 interface RawAddon extends Addon {
   start(onComplete: (triples: Float64Array, values: unknown[]) => void): void
@@ -131,7 +134,7 @@ const lost = new FinalizationRegistry<Handle>((handle) => {
 
 function start(): RawAddon {
   if (started === undefined) {
-    const native = loadOrExplain(() => createRequire(__filename)('../index.js') as RawAddon, dirname(__dirname))
+    const native: RawAddon = loadOrExplain(() => createRequire(__filename)('../index.js') as Generated, dirname(__dirname))
     native.start(deliver)
     // `process.exit` runs no native clean-up on the main thread: without this, a conversion would leave its half-made file behind.
     process.once('exit', () => native.shutdown(SHUTDOWN_MILLISECONDS))
