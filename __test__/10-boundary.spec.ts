@@ -3,7 +3,7 @@
  * cancelling. Each scenario is a process of its own (support/boundary-child.cjs): a crash is then a result.
  */
 import { spawn } from 'node:child_process'
-import { mkdirSync, readdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
 import { qemu, removeFolder, temporaryFolder } from './support/qemu.js'
@@ -82,6 +82,23 @@ test('a panic at any stage becomes a typed error, a thousand in a row too, and t
   t.deepEqual(await answer('panics'), { call: internal, pool: internal, job: internal, completion: internal })
 })
 
+test('every function of the addon has the guard around it, and unsafe code stands in one file', (t) => {
+  const sources = join(__dirname, '..', 'crates', 'qcow2-node', 'src')
+  let functions = 0
+  for (const name of readdirSync(sources)) {
+    const lines = readFileSync(join(sources, name), 'utf8').split('\n')
+    lines.forEach((line, at) => {
+      if (!line.startsWith('pub fn ')) return
+      functions++
+      // Attributes and comments stand between it and its guard.
+      const before = lines.slice(Math.max(0, at - 4), at)
+      t.true(before.includes('#[napi(catch_unwind)]'), `${name}:${at + 1} ${line}`)
+    })
+    if (name !== 'raw.rs') t.false(/\bunsafe\s*(\{|fn|impl)/.test(lines.join('\n')), `${name} has unsafe code`)
+  }
+  t.true(functions >= 20, `only ${functions} functions were found`)
+})
+
 test('the entry that panics is closed to everybody but the tests', async (t) => {
   const { code, stderr } = await child(['panics'])
   t.is(code, 1)
@@ -149,6 +166,10 @@ test('progress never goes back and ends at the end', async (t) => {
 
 test('the main thread and workers share the process but nothing else', async (t) => {
   t.deepEqual(await answer('together', disk), Array(5).fill('read'))
+})
+
+test('an addon that is loaded twice has its own handles and completions each time', async (t) => {
+  t.deepEqual(await answer('twice', disk), [[1, 2, 0], ['ERR_QCOW2_CLOSED']])
 })
 
 test('260 workers terminated while they read and convert: nothing crashes, nothing stays open or behind', async (t) => {

@@ -239,6 +239,21 @@ const scenarios = {
     return undefined
   },
 
+  /** The addon loaded a second time in the same thread: both work, each for itself. */
+  async twice(path) {
+    const chain = await openDisk(path)
+    for (const name of Object.keys(require.cache)) delete require.cache[name]
+    const second = require('../../index.js')
+    assert.notEqual(second, native)
+    const completions = await new Promise((resolve) => {
+      second.start((triples, values) => resolve([[...triples], values.map(({ code }) => code)]))
+      // The first one's handles are not the second's.
+      second.read(1, chain.handle, new Uint8Array(1), 0, 1, 0, 0)
+    })
+    assert.equal(await read(chain, new Uint8Array(512), 0), 512)
+    return completions
+  },
+
   /** Disks of js/ that are forgotten instead of closed. */
   async lost(path) {
     const { call: make, closeWhenLost } = require('../../js/native.ts')

@@ -1,9 +1,9 @@
 //! The N-API boundary: conversions between JavaScript values and engine calls.
 //!
-//! Nothing here knows how an image works. A call is accepted on the JavaScript thread ([`call`]), runs on a thread of the process's own
-//! pool ([`pool`]), and leaves what came out in its environment's queue ([`outbox`]); one function, called once for each batch, hands it
-//! to JavaScript ([`instance`], [`values`]). Every entry, job and completion runs under one guard ([`panics`]), and everything `unsafe`
-//! is in [`raw`].
+//! Nothing here knows how an image works. A call is accepted on the JavaScript thread (`call`), runs on a thread of the process's own
+//! pool (`pool`), and leaves what came out in its environment's queue (`outbox`); one function, called once for each batch, hands it
+//! to JavaScript (`instance`, `values`). Every entry, job and completion runs under one guard (`panics`), and everything `unsafe`
+//! is in `raw`.
 
 #![cfg_attr(test, allow(dead_code, reason = "entries are registered outside of tests only"))]
 #![allow(unreachable_pub, reason = "what is public here is public to JavaScript")]

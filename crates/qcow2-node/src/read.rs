@@ -6,6 +6,7 @@ use qcow2_format::GuestOffset;
 
 use crate::call::accept;
 use crate::handles::Handle;
+use crate::numbers::whole;
 use crate::outbox::CallId;
 use crate::raw::ReadTarget;
 
@@ -23,7 +24,7 @@ pub fn read(
     id: CallId,
     chain: Handle,
     #[napi(ts_arg_type = "Uint8Array")] target: ReadTarget,
-    offset: u32,
+    offset: f64,
     length: u32,
     position_low: u32,
     position_high: u32,
@@ -33,10 +34,12 @@ pub fn read(
         let chain = call.chain(chain)?;
         let position = GuestOffset(u64::from(position_high) << 32 | u64::from(position_low));
         let length = length as usize;
+        // Not as 32 bits, which would wrap where a view is longer, and land elsewhere in it.
+        let offset = usize::try_from(whole("offset", offset)?).unwrap_or(usize::MAX);
         let Some(target) = target.take() else {
             return Err(Error::Closed);
         };
-        call.run_read(target, offset as usize, move || {
+        call.run_read(target, offset, move || {
             let mut bytes = Vec::new();
             // What the disk has there, not what is asked for, decides how much is set aside.
             let left = chain.virtual_size().saturating_sub(position.0);
