@@ -90,8 +90,8 @@ test('every function of the addon has the guard around it, and unsafe code stand
     lines.forEach((line, at) => {
       if (!line.startsWith('pub fn ')) return
       functions++
-      // Attributes and comments stand between it and its guard.
-      const before = lines.slice(Math.max(0, at - 4), at)
+      // Whatever stands between the function and the blank line before it: comments and attributes.
+      const before = lines.slice(lines.lastIndexOf('', at), at)
       t.true(before.includes('#[napi(catch_unwind)]'), `${name}:${at + 1} ${line}`)
     })
     if (name !== 'raw.rs') t.false(/\bunsafe\s*(\{|fn|impl)/.test(lines.join('\n')), `${name} has unsafe code`)
