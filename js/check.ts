@@ -4,7 +4,6 @@
 
 import type { CheckFacts, FindingFacts, LayerFacts } from './boundary.js'
 import { closeHandle } from './chain.js'
-import { Qcow2Error } from './errors.js'
 import { withoutAbsent } from './facts.js'
 import { JOB_RULES, type JobControl, startJob } from './job.js'
 import type { CheckOptions, CheckResult, Finding } from './job-types.js'
@@ -36,7 +35,6 @@ type Options = Checked<typeof RULES>
 export function check(source: Source, options?: CheckOptions): Job<CheckResult> {
   return startJob(check, () => {
     const checked = checkOptions('check', options, RULES)
-    if (checked.format === 'raw') throw new Qcow2Error('ERR_QCOW2_CHECK_UNSUPPORTED', 'a raw image has no metadata that could be checked')
     const located = locate(source)
     return { options: checked, run: (control) => run(located, checked, control).finally(() => located.release()) }
   })
@@ -44,7 +42,7 @@ export function check(source: Source, options?: CheckOptions): Job<CheckResult> 
 
 async function run({ spec }: Located, options: Options, control: JobControl): Promise<CheckResult> {
   const layer = await call<LayerFacts>(
-    (addon, id) => addon.openLayer(id, spec, { ...layerSettings(options), format: 'qcow2', metadataOnly: true, forCheck: true }),
+    (addon, id) => addon.openLayer(id, spec, { ...layerSettings(options), format: options.format ?? 'qcow2', metadataOnly: true, forCheck: true }),
     { signal: control.signal },
   )
   try {

@@ -6,13 +6,14 @@ import { availableParallelism } from 'node:os'
 import type { ConvertFacts, ConvertSpec } from './boundary.js'
 import { closeHandle, type OpenedChain, openChain } from './chain.js'
 import { createSpec, FILE_RULES, IMAGE_RULES, targetSpec } from './creating.js'
-import { invalid, Qcow2Error } from './errors.js'
+import { invalid } from './errors.js'
 import { chooseFormat } from './format.js'
 import { JOB_RULES, type JobControl, startJob } from './job.js'
 import type { ConvertOptions, ConvertResult } from './job-types.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, text } from './options.js'
-import { format, limits, SOURCE_RULES, settingsOf, sourceRule } from './settings.js'
+import { worded } from './refusals.js'
+import { format, limits, type OPEN_RULES, SOURCE_RULES, settingsOf, sourceRule } from './settings.js'
 import { kindOf, narrow } from './sizes.js'
 import { beside, type Located, type LocatedTarget, locateAll, locateTarget, releaseAll } from './source.js'
 import type { Compression, Format, Job, Source, Target } from './types.js'
@@ -85,16 +86,10 @@ export function convert(source: Source | readonly Source[], target: Target, opti
 async function run(from: readonly Located[], to: LocatedTarget, options: Options, spec: ConvertSpec, control: JobControl): Promise<ConvertResult> {
   const chains: OpenedChain[] = []
   const formats: Format[] = []
-  const open = async (located: Located, said: Format | undefined, snapshot: string | undefined): Promise<OpenedChain> => {
+  const open = async (located: Located, said: Format | undefined, source: Checked<typeof OPEN_RULES>): Promise<OpenedChain> => {
     const { format, probed } = await chooseFormat(located, said, 'sourceFormat', control.signal)
     const bounds = { ...options.limits, ...options.source?.limits }
-    const settings = settingsOf({
-      ...options.source,
-      limits: bounds,
-      format,
-      ...(snapshot === undefined ? {} : { snapshot }),
-      signal: control.signal,
-    })
+    const settings = settingsOf({ ...source, limits: bounds, format, signal: control.signal })
     const chain = await openChain(located, { ...settings, probed })
     chains.push(chain)
     return chain
@@ -102,18 +97,22 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
   try {
     const said = options.sourceFormat
     for (const [index, located] of from.entries()) {
-      const { layers } = await open(located, typeof said === 'string' ? said : said?.[index], options.snapshot)
+      const { layers } = await open(located, typeof said === 'string' ? said : said?.[index], {
+        ...options.source,
+        ...(options.snapshot === undefined ? {} : { snapshot: options.snapshot }),
+      })
       formats.push(layers[0]?.facts.format ?? 'raw')
     }
     const sources = chains.map(({ handle }) => handle)
     if (options.backing !== undefined) {
       const path = beside(to.path, options.backing)
-      const backing = await open({ spec: { path, devices: true }, path, release: () => {} }, options.backingFormat, undefined)
+      // A data file that is named by its path is the source's own.
+      const dataFile = options.source?.dataFile === true
+      const backing = await open({ spec: { path, devices: true }, path, release: () => {} }, options.backingFormat, { ...options.source, dataFile })
       spec.backing = backing.handle
     }
-    const facts = await call<ConvertFacts>(
-      (addon, id) => addon.convert(id, sources, targetSpec(to, options, options.noCreate ?? false), spec),
-      control,
+    const facts = await worded(
+      call<ConvertFacts>((addon, id) => addon.convert(id, sources, targetSpec(to, options, options.noCreate ?? false), spec), control),
     )
     return resultOf(facts, formats, spec.create.format, options.source?.bigint ?? false)
   } finally {
@@ -143,7 +142,7 @@ function convertSpec(options: Options, to: LocatedTarget): ConvertSpec {
   const target = options.format ?? to.extension ?? 'qcow2'
   const compression = compressionOf(options, target)
   const create = createSpec({ ...options, ...(compression === undefined ? {} : { compressionType: compression }) }, target, to)
-  refuseInPlace(options, target)
+  refuseInPlace(options)
   const spec: ConvertSpec = {
     create,
     sparseSize: options.sparseSize ?? 4096,
@@ -180,13 +179,10 @@ function compressionOf({ compression, compressionType, level }: Options, target:
   return type
 }
 
-function refuseInPlace(options: Options, target: Format): void {
+function refuseInPlace(options: Options): void {
   if (options.noCreate !== true) {
     if (options.targetIsZero === true) throw invalid('targetIsZero', 'targetIsZero needs noCreate: a new target reads as zeros anyway')
     return
-  }
-  if (target !== 'raw') {
-    throw new Qcow2Error('ERR_QCOW2_UNSUPPORTED', "noCreate writes into raw files and block devices only in this version: say { format: 'raw' }")
   }
   if (options.overwrite === true) throw invalid('overwrite', 'overwrite and noCreate exclude each other')
   if (options.preallocation !== undefined) throw invalid('preallocation', 'preallocation needs a new target: noCreate is set')

@@ -12,6 +12,7 @@ import { hasProtocol } from './gate.js'
 import type { CreateOptions, CreateResult } from './job-types.js'
 import { call } from './native.js'
 import { checkOptions, flag, signal, size } from './options.js'
+import { worded } from './refusals.js'
 import { format, layerSettings } from './settings.js'
 import { narrow } from './sizes.js'
 import { beside, type LocatedTarget, locateTarget } from './source.js'
@@ -44,9 +45,9 @@ export function create(target: Target, options?: CreateOptions): Promise<CreateR
     const backing = await backingSize(located, spec, checked.backingUnchecked ?? false, checked.signal)
     const bytes = checked.size ?? backing
     if (bytes === undefined) throw invalid('size', 'size must be given: there is no backing file to take it from')
-    const facts = await call<CreateFacts>((addon, id) => addon.create(id, targetSpec(located, checked), { ...spec, size: roundUp(bytes) }), {
-      signal: checked.signal,
-    })
+    const facts = await worded(
+      call<CreateFacts>((addon, id) => addon.create(id, targetSpec(located, checked), { ...spec, size: roundUp(bytes) }), { signal: checked.signal }),
+    )
     return withoutAbsent({
       path: located.path,
       format: spec.format,

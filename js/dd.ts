@@ -2,7 +2,7 @@
  * `dd`: blocks of a disk into a new image.
  */
 
-import type { ConvertFacts } from './boundary.js'
+import type { ConvertFacts, ConvertSpec } from './boundary.js'
 import { closeHandle, openChain } from './chain.js'
 import { defaultThreads, resultOf } from './convert.js'
 import { createSpec, FILE_RULES, targetSpec } from './creating.js'
@@ -12,6 +12,7 @@ import { JOB_RULES, type JobControl, startJob } from './job.js'
 import type { ConvertResult, DdOptions } from './job-types.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, count, size, text } from './options.js'
+import { worded } from './refusals.js'
 import { format, SOURCE_RULES, settingsOf, sourceRule } from './settings.js'
 import { type Located, type LocatedTarget, locateAll, locateTarget, releaseAll } from './source.js'
 import type { Job, Source, Target } from './types.js'
@@ -60,19 +61,9 @@ async function run(from: Located, to: LocatedTarget, options: Options, control: 
     const create = createSpec({}, options.format ?? to.extension ?? 'raw', to)
     const { start, length } = rangeOf(options, chain.virtualSize)
     const maxOutput = options.source?.limits?.maxOutputSize
-    const facts = await call<ConvertFacts>(
-      (addon, id) =>
-        addon.convert(id, [chain.handle], targetSpec(to, options), {
-          create,
-          sparseSize: 4096,
-          threads: defaultThreads(),
-          targetIsZero: false,
-          rangeStart: start,
-          rangeLength: length,
-          ...(maxOutput === undefined ? {} : { maxOutput }),
-        }),
-      control,
-    )
+    const spec: ConvertSpec = { create, sparseSize: 4096, threads: defaultThreads(), targetIsZero: false, rangeStart: start, rangeLength: length }
+    if (maxOutput !== undefined) spec.maxOutput = maxOutput
+    const facts = await worded(call<ConvertFacts>((addon, id) => addon.convert(id, [chain.handle], targetSpec(to, options), spec), control))
     return resultOf(facts, [choice.format], create.format, options.source?.bigint ?? false)
   } finally {
     await closeHandle(chain.handle)

@@ -12,6 +12,7 @@ import type { MeasureOptions, MeasureResult } from './job-types.js'
 import { isMemoryStorage } from './memory.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, signal, size, text } from './options.js'
+import { worded } from './refusals.js'
 import { format, SOURCE_RULES, settingsOf, sourceRule } from './settings.js'
 import { narrow } from './sizes.js'
 import { locate } from './source.js'
@@ -47,7 +48,7 @@ export function measure(source: Source | { size: SizeOption }, options?: Measure
     const checked = checkOptions('measure', options, RULES)
     if (checked.signal?.aborted) throw cancelled(checked.signal.reason)
     const spec = measureSpec(checked)
-    const facts = isSize(source) ? await measureSize(source, spec, checked) : await measureSource(source, spec, checked)
+    const facts = await worded(isSize(source) ? measureSize(source, spec, checked) : measureSource(source, spec, checked))
     const bigint = checked.source?.bigint ?? false
     const { bitmaps } = facts
     return withoutAbsent({
