@@ -52,6 +52,8 @@ export function nearest(word: string, known: readonly string[]): string | undefi
   const wanted = bare(word)
   const same = known.find((name) => bare(name) === wanted)
   if (same !== undefined) return same
+  const begun = known.filter((name) => wanted.length > 2 && bare(name).startsWith(wanted))
+  if (begun.length === 1) return begun[0]
   let best: string | undefined
   let least = Math.max(1, Math.floor(wanted.length / 3)) + 1
   for (const name of known) {
