@@ -25,7 +25,8 @@ fn random_options(random: &mut Random) -> (String, Filling) {
     let bits = 9 + random.below(9);
     let mut filling = Filling {
         cluster: 1 << bits,
-        compressed: random.below(2) == 0,
+        // qemu-io itself fails at mixing compressed and plain writes in clusters of 512 bytes.
+        compressed: bits > 9 && random.below(2) == 0,
         zeroes: true,
     };
     let mut options = format!("cluster_size={}", filling.cluster);
@@ -356,4 +357,74 @@ fn two_hundred_layers_read_as_one_disk_and_one_more_is_refused() {
         .map(|depth| support::layer(&folder.path(&format!("{depth}.qcow2"))));
     let error = Chain::new(layers.collect(), ChainOptions::default()).unwrap_err();
     assert_eq!(error.code(), "ERR_QCOW2_LIMIT");
+}
+
+#[test]
+fn compressed_images_of_every_cluster_size_read_back() {
+    let folder = Folder::new();
+    let mut random = Random::new(11);
+    let mut model = vec![0; 5 << 20];
+    for (index, byte) in model.iter_mut().enumerate() {
+        // Text-like, noise and zeros in turn, changing at places that no cluster size divides.
+        *byte = match index / 300_007 % 3 {
+            0 => b'a' + (random.below(4) as u8),
+            1 => random.next() as u8,
+            _ => 0,
+        };
+    }
+    std::fs::write(folder.path("flat.raw"), &model).unwrap();
+    for bits in 9..=21 {
+        for kind in ["zlib", "zstd"] {
+            let options = format!("cluster_size={},compression_type={kind}", 1 << bits);
+            qemu_img(
+                &folder,
+                &[
+                    "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &options, "flat.raw", "c.qcow2",
+                ],
+            );
+            assert_reads_as(&chain(&folder, "c.qcow2"), &model, &mut random, &options);
+            assert_eq!(
+                our_map(&chain(&folder, "c.qcow2"), usize::MAX),
+                qemu_map(&folder, "c.qcow2"),
+                "{options}"
+            );
+        }
+    }
+}
+
+#[test]
+fn compressed_backing_clusters_shine_through_smaller_holes() {
+    let folder = Folder::new();
+    let mut random = Random::new(12);
+    let mut model = Model((0..1u32 << 20).map(|i| (i / 1000) as u8).collect());
+    std::fs::write(folder.path("flat.raw"), &model.0).unwrap();
+    qemu_img(
+        &folder,
+        &[
+            "convert",
+            "-c",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            "-o",
+            "cluster_size=2M",
+            "flat.raw",
+            "base.qcow2",
+        ],
+    );
+    let overlay = ["-o", "cluster_size=4k", "-b", "base.qcow2", "-F", "qcow2", "o.qcow2"];
+    qemu_img(&folder, &[&["create", "-q", "-f", "qcow2"][..], &overlay].concat());
+    let filling = Filling {
+        cluster: 4096,
+        compressed: true,
+        zeroes: true,
+    };
+    let commands = random_commands(&mut random, &mut model, filling, 40);
+    qemu_io(&folder, "o.qcow2", &commands);
+    assert_reads_as(&chain(&folder, "o.qcow2"), &model.0, &mut random, "overlay");
+    assert_eq!(
+        our_map(&chain(&folder, "o.qcow2"), usize::MAX),
+        qemu_map(&folder, "o.qcow2")
+    );
 }
