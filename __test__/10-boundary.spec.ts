@@ -131,7 +131,8 @@ test('10,000 reads into plain, shared, resizable, detached, shrunk, grown and fo
 })
 
 test('close waits for the reads under way, refuses later ones, and closes once however often it is called', async (t) => {
-  t.deepEqual(await answer('close', disk), { late: 'ERR_QCOW2_CLOSED', again: 'ERR_QCOW2_CLOSED' })
+  const closed = 'ERR_QCOW2_CLOSED'
+  t.deepEqual(await answer('close', disk), { late: closed, again: closed, busy: 'ERR_QCOW2_BUSY', after: closed })
 })
 
 test('a call under way keeps the process alive, an open disk does not', async (t) => {

@@ -227,7 +227,13 @@ const scenarios = {
     const layer = await call('openLayer', { path }, layerSpec)
     const twice = await Promise.allSettled([call('openChain', [layer.handle], chainSpec), call('openChain', [layer.handle], chainSpec)])
     assert.deepEqual(twice.map(({ status }) => status).sort(), ['fulfilled', 'rejected'])
-    return { late, again: await code(call('openChain', [layer.handle], chainSpec)) }
+    // A layer that is in use is not taken; it ends with its use, as every layer that is given to a chain does.
+    const used = await call('openLayer', { path }, layerSpec)
+    const checking = call('check', used.handle, { maxFindings: 1 })
+    const busy = await code(call('openChain', [used.handle], chainSpec))
+    await checking
+    const after = await code(call('check', used.handle, { maxFindings: 1 }))
+    return { late, again: await code(call('openChain', [layer.handle], chainSpec)), busy, after }
   },
 
   /** Ends by itself: an open disk that nobody uses keeps no process alive, a call under way does. */

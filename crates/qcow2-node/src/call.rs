@@ -69,7 +69,11 @@ impl Call {
     pub(crate) fn take_layers(&mut self, handles: &[Handle]) -> Result<Vec<Layer>, Error> {
         let taken: Vec<_> = {
             let mut table = self.instance.handles.borrow_mut();
-            handles.iter().map(|handle| table.take(*handle)).collect()
+            let take = |handle: &Handle| {
+                // One that is in use ends with its last use.
+                table.take(*handle).inspect_err(|_| drop(table.close_quietly(*handle)))
+            };
+            handles.iter().map(take).collect()
         };
         taken.into_iter().map(|resource| only_layer(resource?)).collect()
     }
