@@ -156,6 +156,10 @@ format_errors! {
     SnapshotExtra { offset: u64, index: u32, length: u32 } "SNAPSHOT_EXTRA_DATA", SnapshotTable, Some(*offset), "snapshot table entry {index} has {length} bytes of extra data: at most 1024 are allowed";
     /// A version 3 snapshot without the extra data that version 3 needs.
     SnapshotIncomplete { offset: u64, index: u32, length: u32 } "SNAPSHOT_INCOMPLETE", SnapshotTable, Some(*offset), "snapshot table entry {index} has {length} bytes of extra data: version 3 needs at least 16";
+    /// The L1 table of one snapshot lies where it cannot, or cannot cover the disk: only this snapshot is unreadable.
+    SnapshotL1 { offset: u64, l1_offset: u64, entries: u32, reason: &'static str } "SNAPSHOT_L1", SnapshotTable, Some(*offset), "the snapshot cannot be read: its L1 table at {l1_offset:#x} with {entries} entries {reason}";
+    /// A snapshot's recorded disk size passes what the format can hold.
+    SnapshotSize { offset: u64, size: u64 } "SNAPSHOT_SIZE", SnapshotTable, Some(*offset), "the snapshot cannot be read: its disk size {size} is too large";
     /// An extension passes the room that it has.
     ExtensionTooLarge { offset: u64, kind: u32, length: u32 } "EXTENSION_TOO_LARGE", HeaderExtensions, Some(*offset), "header extension {kind:#010x} of {length} bytes passes the end of the header area";
     /// An extension that may be there once is there twice.

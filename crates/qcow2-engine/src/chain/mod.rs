@@ -80,10 +80,17 @@ impl Chain {
                 preallocated: OnceLock::new(),
             });
         }
+        let tables: u64 = views.iter().map(|view| view.l1.len() as u64 * 8).sum();
+        let allowed = views.first().map_or(0, |view| view.layer.options().limits.max_memory);
+        let room = allowed.checked_sub(tables).ok_or(Error::Limit {
+            limit: "maxMemory",
+            allowed,
+            wanted: tables,
+        })?;
         Ok(Self {
             virtual_size: views.first().map_or(0, |view| view.virtual_size),
             views,
-            cache: TableCache::new(options.cache_bytes),
+            cache: TableCache::new(options.cache_bytes.min(room)),
             tickets: Tickets::default(),
             contexts: Mutex::default(),
         })

@@ -75,27 +75,32 @@ pub(super) fn snapshot_view(layer: &Layer, wanted: &str) -> Result<(Arc<[L1Entry
     };
     let (offset, bytes) = (snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8);
     let geometry = image.header.geometry;
-    if bytes > limits::MAX_L1_BYTES {
-        return Err(file.fault(FormatError::L1TooLarge {
+    let fault = |reason| {
+        file.fault(FormatError::SnapshotL1 {
+            offset: snapshot.entry_offset.0,
+            l1_offset: offset.0,
             entries: snapshot.l1_entries,
-        }));
+            reason,
+        })
+    };
+    if bytes > limits::MAX_L1_BYTES {
+        return Err(fault("is larger than 32 MiB"));
     }
     if !offset.is_aligned(geometry.cluster_size()) || (bytes > 0 && offset.0 == 0) {
-        return Err(file.fault(FormatError::L1Offset { offset: offset.0 }));
+        return Err(fault("is not at a cluster of its own"));
     }
     if bytes > 0 && !file.holds(offset, bytes) {
-        return Err(file.fault(l1_truncated(offset, bytes, file.length)));
+        return Err(fault("passes the end of the file"));
     }
     let virtual_size = snapshot.disk_size.map_or(layer.virtual_size(), |size| size & !511);
     if virtual_size > limits::MAX_VIRTUAL_SIZE {
-        return Err(file.fault(FormatError::VirtualSize { size: virtual_size }));
-    }
-    let needed = geometry.l1_entries(virtual_size);
-    if u64::from(snapshot.l1_entries) < needed {
-        return Err(file.fault(FormatError::L1TooSmall {
-            entries: snapshot.l1_entries,
-            needed,
+        return Err(file.fault(FormatError::SnapshotSize {
+            offset: snapshot.entry_offset.0,
+            size: virtual_size,
         }));
+    }
+    if u64::from(snapshot.l1_entries) < geometry.l1_entries(virtual_size) {
+        return Err(fault("does not cover the snapshot's disk size"));
     }
     let options = layer.options();
     if let Some(allowed) = options
