@@ -55,7 +55,8 @@ export function nearest(word: string, known: readonly string[]): string | undefi
   const begun = known.filter((name) => wanted.length > 2 && bare(name).startsWith(wanted))
   if (begun.length === 1) return begun[0]
   let best: string | undefined
-  let least = Math.max(1, Math.floor(wanted.length / 3)) + 1
+  // Of very short words every other is near.
+  let least = wanted.length < 3 ? 0 : Math.max(1, Math.floor(wanted.length / 3)) + 1
   for (const name of known) {
     const distance = editDistance(wanted, bare(name))
     if (distance < least) [best, least] = [name, distance]
