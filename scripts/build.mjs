@@ -1,7 +1,7 @@
 // Makes what is published: the addon with its generated loader, the TypeScript build, the ESM entry.
 //   node scripts/build.mjs --profile release|fast
 // `fast` is the same code without link-time optimisation. A step whose inputs did not change is left out.
-import { chmodSync, existsSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -43,12 +43,36 @@ async function buildTypeScript() {
   const fresh = join(root, 'dist.new')
   rmSync(fresh, { recursive: true, force: true })
   await must(bin('tsc'), ['-p', 'tsconfig.build.json', '--outDir', fresh])
+  loadOnUse(join(fresh, 'index.js'))
   writeEsmEntry(fresh)
   const main = join(fresh, 'cli', 'main.js')
   if (existsSync(main)) chmodSync(main, 0o755)
   rmSync(join(root, 'dist'), { recursive: true, force: true })
   renameSync(fresh, join(root, 'dist'))
   writeStamp('typescript', inputs)
+}
+
+/**
+ * Makes the CommonJS entry load each module when one of its names is first used: a command that only asks for facts then starts without
+ * what streams and conversions need.
+ */
+function loadOnUse(entry) {
+  const modules = new Map()
+  const load = /^var (\w+) = require\("(\.\/[\w-]+\.js)"\);\n/gm
+  const name = /^Object\.defineProperty\(exports, "(\w+)", \{ enumerable: true, get: function \(\) \{ return (\w+)\.(\w+); \} \}\);$/gm
+  const eager = readFileSync(entry, 'utf8')
+  const lazy = eager
+    .replace(load, (_, variable, path) => {
+      modules.set(variable, path)
+      return ''
+    })
+    .replace(name, (_, exported, variable, member) => `onUse("${exported}", () => require("${modules.get(variable)}").${member});`)
+  // Not written as a getter in place: Node.js would then not see the name when the file is imported.
+  const helper = 'function onUse(name, get) { Object.defineProperty(exports, name, { enumerable: true, configurable: true, get }); }\n'
+  if (modules.size === 0 || [...modules.keys()].some((variable) => lazy.includes(variable))) {
+    throw new Error(`${entry} does not look as it used to: see loadOnUse`)
+  }
+  writeFileSync(entry, lazy.replace(/^onUse/m, `${helper}onUse`))
 }
 
 /**
