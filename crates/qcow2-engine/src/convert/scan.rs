@@ -171,7 +171,11 @@ impl Walk {
                     return Ok((Class::Look, end));
                 }
                 Some(&(_, end)) if end <= at => number += 1,
-                _ => self.look_on()?,
+                // What comes next may have joined the last span.
+                _ => {
+                    self.look_on()?;
+                    number = 0;
+                }
             }
         }
     }
