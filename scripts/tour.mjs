@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { makeDisk } from './lib/disk.mjs'
 import { root, which } from './lib/run.mjs'
 
-const { compare, convert, create } = await import('../dist/index.mjs')
+const { compare, convert, create, open } = await import('../dist/index.mjs')
 
 const folder = mkdtempSync(join(tmpdir(), 'qcow2-tour-'))
 const at = (name) => join(folder, name)
@@ -47,9 +47,35 @@ async function tour() {
   const { identical } = await compare(at('changed.raw'), at('tuesday.qcow2'))
   if (!identical) throw new Error('the chain does not read as the changed disk')
   say('tuesday.qcow2 reads as the changed disk: its three changed sectors come from monday.qcow2, all else from disk.qcow2.')
-  command('info', '--backing-chain', 'tuesday.qcow2')
-  command('map', 'monday.qcow2')
+  await layers('tuesday.qcow2')
+  title('The map: who answers for which part')
+  command('map', '--output=json', 'tuesday.qcow2')
+  await whoAnswers('tuesday.qcow2')
   say('', 'Your turn:  npm start -- info some.qcow2     npm start -- --help')
+}
+
+/** The layers of a chain, top first. */
+async function layers(name) {
+  const disk = await open(at(name))
+  for (const { depth, path, clusterSize, backingFile } of disk.chain) {
+    say(`  layer ${depth}: ${path.slice(folder.length + 1)}, clusters of ${size(clusterSize)}${backingFile ? `, backed by ${backingFile}` : ''}`)
+  }
+  await disk.close()
+}
+
+/** Sums the runs of an image by the layer that answers. */
+async function whoAnswers(name) {
+  const disk = await open(at(name))
+  const sums = new Map()
+  try {
+    for await (const { depth, zero, length } of disk.map()) {
+      const who = zero ? 'zeros' : disk.chain[depth].path.slice(folder.length + 1)
+      sums.set(who, (sums.get(who) ?? 0) + length)
+    }
+  } finally {
+    await disk.close()
+  }
+  say(...[...sums].map(([who, bytes]) => `${who.padEnd(14)} ${size(bytes)}`))
 }
 
 /** Three sectors of a copy get other bytes: first, middle, last. */
@@ -80,7 +106,7 @@ function besideQemu(ourSeconds) {
   if (opinion.status !== 0) throw new Error('qemu-img does not read the same bytes')
 }
 
-/** Runs the command line in the tour's folder and shows at most twenty lines. */
+/** Runs the command line in the tour's folder and shows at most sixteen lines. */
 function command(...words) {
   say(`$ qcow2 ${words.join(' ')}`)
   const { stdout, stderr, status } = spawnSync(process.execPath, [join(root, 'dist', 'cli', 'main.js'), ...words], {
@@ -90,8 +116,8 @@ function command(...words) {
   })
   if (status !== 0) throw new Error(`qcow2 ${words.join(' ')} ended with exit code ${status}: ${stderr}`)
   const lines = stdout.trimEnd().split('\n')
-  say(...lines.slice(0, 20).map((line) => `  ${line}`))
-  if (lines.length > 20) say(`  … ${lines.length - 20} more lines`)
+  say(...lines.slice(0, 16).map((line) => `  ${line}`))
+  if (lines.length > 16) say(`  … ${lines.length - 16} more lines`)
 }
 
 /** Follows a job: a bar where somebody watches, nothing in a log. */
