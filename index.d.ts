@@ -9,7 +9,10 @@
  */
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
-/** Attaches the external data file of a layer, which nobody else may be using. Failing closes the layer. */
+/**
+ * Attaches the external data file of a layer, which nobody else may be using. Failing closes the layer. Completes with the file's
+ * identity.
+ */
 export declare function attachDataFile(id: CallId, layer: Handle, source: SourceSpec): void
 
 /** A persistent bitmap. */
@@ -253,6 +256,14 @@ export interface FindingFacts {
 
 /** A number that stands for an opened thing. Never used twice in an environment. */
 export type Handle = number
+
+/** What makes two files the same. */
+export interface IdentityFacts {
+  /** The device it is on. */
+  device?: bigint
+  /** Its number there. */
+  inode?: bigint
+}
 
 /** Panics at a stage: `call`, `pool`, `job` or `completion`; `argument` does so outside of the call's own guard. */
 export declare function injectPanic(id: CallId, stage: string): void

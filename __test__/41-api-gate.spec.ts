@@ -2,6 +2,7 @@
 import { execFileSync } from 'node:child_process'
 import { copyFile, link, mkdir, readFile, rename, symlink, writeFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
+import { Worker } from 'node:worker_threads'
 import test from 'ava'
 import { type BackingFiles, compare, convert, info, type LayerDescription, measure, memoryStorage, type NamedFile, open } from '../js/index.js'
 import { failure, MIB, smallChain, smallModel } from './support/fixtures.js'
@@ -300,6 +301,46 @@ test('open takes qcow2 for granted whatever the name, jobs go by extension and t
   t.is((await failure(() => convert(raw, join(folder, 'out.qcow2')))).code, 'ERR_QCOW2_FORMAT_AMBIGUOUS')
   await measure(raw, { sourceFormat: 'raw' })
   await measure(raw, { sourceFormat: 'qcow2' })
+})
+
+test('a backing file that is swapped for a link at any moment never leads out of its folder', async (t) => {
+  const { folder, top, base } = await smallChain()
+  const secret = join(temporaryFolder(), 'secret.qcow2')
+  await qemu.create(secret, { size: 8 * MIB })
+  await qemu.io(secret, ['write -P 0x5e 0 8M'])
+  const [kept, bait] = [join(folder, 'kept'), join(folder, 'bait')]
+  await rename(base, kept)
+  await symlink(secret, bait)
+  await copyFile(kept, base)
+  const swap = `
+    const { linkSync, renameSync, symlinkSync } = require('node:fs')
+    const { workerData: { base, kept, secret } } = require('node:worker_threads')
+    for (let n = 0; ; n++) {
+      const next = base + n
+      if (n % 2) linkSync(kept, next)
+      else symlinkSync(secret, next)
+      renameSync(next, base)
+    }`
+  const swapper = new Worker(swap, { eval: true, workerData: { base, kept, secret } })
+  const outcomes: Record<string, number> = {}
+  try {
+    for (let round = 0; round < 400; round++) {
+      const outcome = await open(top).then(
+        async (disk) => {
+          const { buffer } = await disk.read(Buffer.alloc(1), { position: 0 })
+          await disk.close()
+          return buffer[0] === 0 ? 'right' : 'leaked'
+        },
+        (error) => error.code,
+      )
+      outcomes[outcome] = (outcomes[outcome] ?? 0) + 1
+    }
+  } finally {
+    await swapper.terminate()
+  }
+  t.log(outcomes)
+  t.is(outcomes.leaked, undefined)
+  t.true((outcomes.ERR_QCOW2_BACKING_DENIED ?? 0) > 0)
 })
 
 test('info opens nothing that is named', async (t) => {

@@ -2,10 +2,9 @@
  * Opening an image with everything below it: one layer at a time, and the gate is asked before each.
  */
 
-import { stat } from 'node:fs/promises'
 import type { ChainFacts, Handle, Identity, LayerFacts, SourceSpec } from './boundary.js'
-import { fromSystem, Qcow2Error } from './errors.js'
-import { nameOf, type Passage, pathOf, printable } from './gate.js'
+import { Qcow2Error } from './errors.js'
+import { nameOf, type Passage, pathOf, printable, refuseReplaced } from './gate.js'
 import { call } from './native.js'
 import type { Settings } from './settings.js'
 import { beside, type Located } from './source.js'
@@ -68,6 +67,8 @@ interface Step {
   spec: SourceSpec
   path: string | undefined
   format: Format
+  /** How it came through the gate; absent for the top, which the caller named. */
+  passage?: Passage
 }
 
 /** Opens one layer, with its data file, and finds out what lies below. */
@@ -78,6 +79,7 @@ async function openNext(step: Step, layers: OpenedLayer[], settings: Settings): 
   const layer: OpenedLayer = { facts, window: (step.spec.offset ?? 0n) > 0n, ...(step.path === undefined ? {} : { path: step.path }) }
   const description: LayerDescription = { depth, format: facts.format, ...pathOf({ depth, format: facts.format, path: step.path }) }
   layers.push(layer)
+  if (step.passage !== undefined) await refuseReplaced(step.passage, facts)
   refuseLoop(layers)
   refuseNamesOfProbed(facts, description, settings)
   if (facts.needsDataFile === true) await attachDataFile(layers, description, settings)
@@ -100,7 +102,7 @@ async function stepDown(facts: LayerFacts, layer: LayerDescription, settings: Se
   if (facts.backingFormat) file.format = facts.backingFormat
   const passage = await ask(file, layer, settings)
   const format = passage.format ?? recordedFormat(file, layer)
-  return { spec: { path: passage.path, devices: passage.devices }, path: passage.shown, format }
+  return { spec: { path: passage.path, devices: passage.devices }, path: passage.shown, format, passage }
 }
 
 async function ask(file: NamedFile, layer: LayerDescription, settings: Settings): Promise<Passage> {
@@ -135,10 +137,11 @@ async function attachDataFile(layers: readonly OpenedLayer[], layer: LayerDescri
   const last = layers[layers.length - 1] as OpenedLayer
   const passage = await dataFilePassage(last.facts, layer, settings)
   try {
-    await call<void>((addon, id) => addon.attachDataFile(id, last.facts.handle, { path: passage.path, devices: passage.devices }), {
-      signal: settings.signal,
-    })
-    const identity = await identityOf(passage.path)
+    const identity = await call<Identity>(
+      (addon, id) => addon.attachDataFile(id, last.facts.handle, { path: passage.path, devices: passage.devices }),
+      { signal: settings.signal },
+    )
+    await refuseReplaced(passage, identity)
     if (layers.some(({ facts }) => same(facts, identity))) {
       throw new Qcow2Error('ERR_QCOW2_SAME_FILE', `the data file of ${nameOf(layer)} is a layer of its own chain`, { path: passage.shown })
     }
@@ -151,7 +154,8 @@ async function attachDataFile(layers: readonly OpenedLayer[], layer: LayerDescri
 
 async function dataFilePassage(facts: LayerFacts, layer: LayerDescription, settings: Settings): Promise<Passage> {
   // A path that the caller names is the top layer's: deeper layers need the gate.
-  if (typeof settings.dataFile === 'string' && layer.depth === 0) return { path: settings.dataFile, shown: settings.dataFile, devices: true }
+  if (typeof settings.dataFile === 'string' && layer.depth === 0)
+    return { path: settings.dataFile, shown: settings.dataFile, devices: true, judged: false }
   const name = facts.dataFile
   if (settings.dataFile !== true) {
     throw new Qcow2Error(
@@ -202,13 +206,6 @@ function refuseLoop(layers: readonly OpenedLayer[]): void {
   if (layers.some(({ dataIdentity }) => dataIdentity !== undefined && same(dataIdentity, last.facts))) {
     throw new Qcow2Error('ERR_QCOW2_SAME_FILE', `${last.path ?? 'the image'} is a layer and a data file of the same chain`, fields)
   }
-}
-
-async function identityOf(path: string): Promise<Identity> {
-  const { dev, ino } = await stat(path, { bigint: true }).catch((error) => {
-    throw fromSystem(error, path)
-  })
-  return { device: dev, inode: ino }
 }
 
 function same(a: Identity, b: Identity): boolean {

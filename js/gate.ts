@@ -3,8 +3,9 @@
  * so, and only ever as a plain file name.
  */
 
-import { realpath } from 'node:fs/promises'
+import { lstat, realpath } from 'node:fs/promises'
 import { dirname, isAbsolute, relative, sep } from 'node:path'
+import type { Identity } from './boundary.js'
 import { fromSystem, invalid, Qcow2Error } from './errors.js'
 import { oneOf, type Rule, text } from './options.js'
 import { kindOf } from './sizes.js'
@@ -20,6 +21,8 @@ export interface Passage {
   format?: Format
   /** May it be a block device? */
   devices: boolean
+  /** `path` is a real path that a policy judged: what was opened must be what still stands there. */
+  judged: boolean
 }
 
 /** Decides about one named file, or throws. */
@@ -55,15 +58,15 @@ function asking(decide: Extract<BackingFiles, (...words: never[]) => unknown>): 
       if (layer.path === undefined && !isAbsolute(file.name)) {
         throw denied(file, layer, 'an image in memory has no folder to find it in: let backingFiles answer with a path')
       }
-      return { path: file.path, shown: file.path, devices: true }
+      return { path: file.path, shown: file.path, devices: true, judged: false }
     }
     if (answer === false) throw denied(file, layer, 'backingFiles said no')
-    if (typeof answer === 'string') return { path: text(answer, 'the answer of backingFiles'), shown: answer, devices: true }
+    if (typeof answer === 'string') return { path: text(answer, 'the answer of backingFiles'), shown: answer, devices: true, judged: false }
     if (typeof answer !== 'object' || answer === null) {
       throw invalid('backingFiles', `backingFiles must answer true, false, a path or { path, format }: it answered ${kindOf(answer)}`)
     }
     const path = text(answer.path, 'path in the answer of backingFiles')
-    return { path, shown: path, format: oneOf('qcow2', 'raw')(answer.format, 'format in the answer of backingFiles'), devices: true }
+    return { path, shown: path, format: oneOf('qcow2', 'raw')(answer.format, 'format in the answer of backingFiles'), devices: true, judged: false }
   }
 }
 
@@ -73,7 +76,7 @@ async function inside(file: NamedFile, layer: LayerDescription, folders: () => P
   if (layer.path === undefined && (flat || !isAbsolute(file.name))) {
     throw denied(file, layer, 'an image in memory has no folder to find it in: let a backingFiles function answer with a path')
   }
-  // The real path is what is opened: a link that is changed after this moment leads nowhere new.
+  // The real path is what is opened, and `refuseReplaced` looks again: a link that is made after this moment leads nowhere new.
   const path = await realpath(file.path).catch((error) => {
     throw fromSystem(error, file.path)
   })
@@ -82,7 +85,21 @@ async function inside(file: NamedFile, layer: LayerDescription, folders: () => P
     const where = flat ? 'it is not in the folder of the image that names it' : 'it is in none of the folders that are allowed'
     throw denied(file, layer, `${where} (it is ${path})`)
   }
-  return { path, shown: file.path, devices: false }
+  return { path, shown: file.path, devices: false, judged: true }
+}
+
+/**
+ * Refuses a file that took the judged one's place between judging and opening: the one that was opened must stand, itself and not through a
+ * link, where the policy looked.
+ */
+export async function refuseReplaced(passage: Passage, opened: Identity): Promise<void> {
+  if (!passage.judged || opened.inode === undefined || opened.inode === null) return
+  const { path } = passage
+  const [real, there] = await Promise.all([realpath(path), lstat(path, { bigint: true })]).catch((error) => {
+    throw fromSystem(error, path)
+  })
+  if (real === path && there.ino === opened.inode && there.dev === opened.device) return
+  throw new Qcow2Error('ERR_QCOW2_BACKING_DENIED', `${path} was replaced while it was opened`, { path })
 }
 
 /** The folder of the layer as it was named, and the folder where it really is. */

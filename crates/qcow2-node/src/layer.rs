@@ -113,20 +113,35 @@ pub fn open_layer(env: Env, id: CallId, source: SourceSpec, options: LayerSpec) 
     })
 }
 
-/// Attaches the external data file of a layer, which nobody else may be using. Failing closes the layer.
+/// What makes two files the same.
+#[napi(object, object_from_js = false)]
+pub struct IdentityFacts {
+    /// The device it is on.
+    pub device: Option<BigInt>,
+    /// Its number there.
+    pub inode: Option<BigInt>,
+}
+
+/// Attaches the external data file of a layer, which nobody else may be using. Failing closes the layer. Completes with the file's
+/// identity.
 #[napi(catch_unwind)]
 pub fn attach_data_file(env: Env, id: CallId, layer: Handle, source: SourceSpec) -> napi::Result<()> {
     accept(&env, id, |call| {
         let source = source.accept(call)?;
         let mut lent = call.borrow_layer(layer)?;
         call.run(Lane::Short, move |_| {
-            lent.set_data_file(source.open()?)?;
+            let storage = source.open()?;
+            let identity = storage.identity();
+            lent.set_data_file(storage)?;
             Outcome::value(move |_, instance, values| {
                 instance
                     .handles
                     .borrow_mut()
                     .give_back(layer, Resource::Layer(Arc::new(lent)));
-                values.add(())
+                values.add(IdentityFacts {
+                    device: identity.map(|identity| identity.device.into()),
+                    inode: identity.map(|identity| identity.inode.into()),
+                })
             })
         })
     })
