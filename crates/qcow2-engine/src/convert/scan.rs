@@ -159,23 +159,19 @@ impl Walk {
         {
             self.spans.pop_front();
         }
-        let mut number = 0;
         loop {
-            match self.spans.get(number) {
-                // The last span may go on.
-                Some(&(class, end)) if end > at && (number + 1 < self.spans.len() || end >= self.scanner.size) => {
+            let number = self.spans.iter().position(|(_, end)| *end > at);
+            let last = number.is_some_and(|number| number + 1 == self.spans.len());
+            match number.and_then(|number| self.spans.get(number)) {
+                // The last span may go on; what has to be looked at need not be known to its end.
+                Some(&(class, end))
+                    if !last
+                        || end >= self.scanner.size
+                        || (class == Class::Look && end >= at.saturating_add(self.scanner.chunk)) =>
+                {
                     return Ok((class, end));
                 }
-                // What has to be looked at need not be known to its end.
-                Some(&(Class::Look, end)) if end > at && end >= at.saturating_add(self.scanner.chunk) => {
-                    return Ok((Class::Look, end));
-                }
-                Some(&(_, end)) if end <= at => number += 1,
-                // What comes next may have joined the last span.
-                _ => {
-                    self.look_on()?;
-                    number = 0;
-                }
+                _ => self.look_on()?,
             }
         }
     }
