@@ -14,7 +14,7 @@ const CRATES = {
 }
 
 /** Beyond about 400 lines a file holds two ideas. The slack is for one that is about to be split. */
-const MOST_LINES = 440
+const MOST_LINES = 450
 /** Tests are long where they are tables, and hold one idea all the same. */
 const MOST_LINES_OF_TESTS = 600
 
