@@ -1,0 +1,285 @@
+//! The ranges that have to be read: cut into pieces, compared by several threads.
+
+use std::sync::{Mutex, PoisonError};
+
+use qcow2_format::GuestOffset;
+
+use crate::chain::{Chain, FetchContext};
+use crate::error::{Error, Result};
+use crate::parallel;
+use crate::progress::JobContext;
+use crate::run::{Run, RunKind};
+
+/// Bytes of a piece, unless a cluster is larger: small enough that what was read is still in the processor's cache when it is compared.
+const PIECE: u64 = 512 << 10;
+/// Pieces a thread gets, on average, before the next ones are looked for.
+const PIECES_PER_THREAD: usize = 32;
+/// Runs that a resolve answers at most.
+const RUNS: usize = 1024;
+/// Differences are told by the sector.
+const SECTOR: usize = 512;
+
+/// A difference, and where.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Found {
+    Content(GuestOffset),
+    Allocation(GuestOffset),
+}
+
+/// The queue of pieces, with what was found in those that are done.
+pub(super) struct Pieces<'a> {
+    sides: [&'a Chain; 2],
+    context: &'a JobContext,
+    piece: u64,
+    threads: usize,
+    queue: Vec<(u64, u64)>,
+    /// The first piece, by offset, that is not equal.
+    outcome: Mutex<Option<(u64, Result<Found>)>>,
+    scratch: Mutex<Vec<Scratch>>,
+}
+
+/// What a thread keeps from piece to piece.
+#[derive(Default)]
+struct Scratch {
+    sides: [Reader; 2],
+}
+
+#[derive(Default)]
+struct Reader {
+    context: FetchContext,
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    fn fetch(&mut self, chain: &Chain, runs: &[Run], start: GuestOffset, length: usize) -> Result<&[u8]> {
+        if self.buffer.len() < length {
+            self.buffer.resize(length, 0);
+        }
+        let buffer = self.buffer.get_mut(..length).unwrap_or_default();
+        chain.fetch(runs, start, buffer, &mut self.context)?;
+        Ok(buffer)
+    }
+}
+
+impl<'a> Pieces<'a> {
+    pub(super) fn new(a: &'a Chain, b: &'a Chain, context: &'a JobContext) -> Self {
+        let clusters = a.layers().chain(b.layers()).filter_map(|layer| layer.cluster_size());
+        Self {
+            sides: [a, b],
+            context,
+            // No cluster is decompressed for two pieces.
+            piece: clusters.fold(PIECE, u64::max),
+            threads: parallel::default_threads(),
+            queue: Vec::new(),
+            outcome: Mutex::default(),
+            scratch: Mutex::default(),
+        }
+    }
+
+    /// Queues a range that begins where the last one ended, or behind it.
+    pub(super) fn add(&mut self, start: u64, end: u64) {
+        let mut at = start;
+        while at < end && !self.found() {
+            let cut = (at / self.piece).saturating_add(1).saturating_mul(self.piece).min(end);
+            match self.queue.last_mut() {
+                Some((_, last)) if *last == at && !at.is_multiple_of(self.piece) => *last = cut,
+                _ => {
+                    if self.queue.len() >= self.threads.saturating_mul(PIECES_PER_THREAD) {
+                        self.flush();
+                    }
+                    self.queue.push((at, cut));
+                }
+            }
+            at = cut;
+        }
+    }
+
+    /// Whether there is a difference, or an error, already.
+    pub(super) fn found(&self) -> bool {
+        lock(&self.outcome).is_some()
+    }
+
+    /// Compares what is still queued. The first difference of all pieces, unless an error came before it.
+    pub(super) fn finish(&mut self) -> Result<Option<Found>> {
+        self.flush();
+        lock(&self.outcome).take().map(|(_, outcome)| outcome).transpose()
+    }
+
+    fn flush(&mut self) {
+        let queue = std::mem::take(&mut self.queue);
+        let this = &*self;
+        let work = |scratch: &mut Borrowed<'_>, (start, end): (u64, u64)| {
+            // What lies behind the first difference does not matter.
+            if lock(&this.outcome).as_ref().is_none_or(|(first, _)| start < *first) {
+                match this.compare(start, end, &mut scratch.scratch) {
+                    Ok(None) => this.context.progress.advance(end - start),
+                    Ok(Some(at)) => this.keep(start, Ok(Found::Content(GuestOffset(at)))),
+                    Err(error) => this.keep(start, Err(error)),
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = parallel::for_each(self.threads, queue, || self.borrow(), work) {
+            self.keep(0, Err(error));
+        }
+    }
+
+    fn keep(&self, start: u64, found: Result<Found>) {
+        let mut outcome = lock(&self.outcome);
+        if outcome.as_ref().is_none_or(|(first, _)| start < *first) {
+            *outcome = Some((start, found));
+        }
+    }
+
+    /// The first sector of `start..end` that differs.
+    fn compare(&self, start: u64, end: u64, scratch: &mut Scratch) -> Result<Option<u64>> {
+        let mut at = start;
+        while at < end {
+            self.context.cancel.check()?;
+            let [a, b] = self.sides;
+            let (_tickets, runs) = ([a.ticket(), b.ticket()], [runs(a, at, end)?, runs(b, at, end)?]);
+            let [a, b] = &runs;
+            let covered = covered(a).min(covered(b)).min(end);
+            for range in self.ranges(&runs, at, covered) {
+                if let Some(sector) = self.compare_range(&runs, &range, scratch)? {
+                    return Ok(Some(sector));
+                }
+            }
+            at = covered;
+        }
+        Ok(None)
+    }
+
+    /// What of `at..end` has to be looked at: neighbours joined.
+    fn ranges(&self, [a, b]: &[Vec<Run>; 2], mut at: u64, end: u64) -> Vec<Range> {
+        let mut ranges: Vec<Range> = Vec::new();
+        let (mut in_a, mut in_b) = (a.iter().peekable(), b.iter().peekable());
+        while let (Some(run_a), Some(run_b)) = (in_a.peek(), in_b.peek()) {
+            if at >= end {
+                break;
+            }
+            let stop = run_a.end().0.min(run_b.end().0).min(end);
+            let zero = (is_zero(run_a), is_zero(run_b));
+            if zero != (true, true) && !self.same_bytes(run_a, run_b, at) {
+                match ranges.last_mut() {
+                    Some(last) if last.end == at => {
+                        last.end = stop;
+                        last.zero = both(last.zero, zero);
+                    }
+                    _ => ranges.push(Range {
+                        start: at,
+                        end: stop,
+                        zero,
+                    }),
+                }
+            }
+            at = stop;
+            in_a.next_if(|run| run.end().0 <= at);
+            in_b.next_if(|run| run.end().0 <= at);
+        }
+        ranges
+    }
+
+    /// Whether both runs are, at `at`, the same bytes of the same file.
+    fn same_bytes(&self, run_a: &Run, run_b: &Run, at: u64) -> bool {
+        let [a, b] = self.sides;
+        let (Some(a), Some(b)) = (a.view(run_a.depth), b.view(run_b.depth)) else {
+            return false;
+        };
+        let place = |run: &Run, host: qcow2_format::HostOffset| host.checked_add(at.saturating_sub(run.start.0));
+        match (run_a.kind, run_b.kind) {
+            (RunKind::Data { host }, RunKind::Data { host: other }) => {
+                place(run_a, host) == place(run_b, other)
+                    && crate::layer::same_place(&**a.layer.data_storage(), &**b.layer.data_storage())
+            }
+            (RunKind::Compressed { .. }, RunKind::Compressed { .. }) => {
+                run_a.kind == run_b.kind && crate::layer::same_place(&**a.layer.storage(), &**b.layer.storage())
+            }
+            _ => false,
+        }
+    }
+
+    fn compare_range(&self, runs: &[Vec<Run>; 2], range: &Range, scratch: &mut Scratch) -> Result<Option<u64>> {
+        let length = usize::try_from(range.end - range.start).map_err(|_| Error::Internal {
+            message: "a piece is longer than memory".into(),
+        })?;
+        let [a, b] = &mut scratch.sides;
+        let ([chain_a, chain_b], [runs_a, runs_b]) = (self.sides, runs);
+        let start = GuestOffset(range.start);
+        let sector = match range.zero {
+            (true, _) => first_nonzero(b.fetch(chain_b, runs_b, start, length)?),
+            (_, true) => first_nonzero(a.fetch(chain_a, runs_a, start, length)?),
+            _ => first_difference(
+                a.fetch(chain_a, runs_a, start, length)?,
+                b.fetch(chain_b, runs_b, start, length)?,
+            ),
+        };
+        Ok(sector.map(|sector| range.start + (sector * SECTOR) as u64))
+    }
+
+    fn borrow(&self) -> Borrowed<'_> {
+        Borrowed {
+            scratch: lock(&self.scratch).pop().unwrap_or_default(),
+            home: &self.scratch,
+        }
+    }
+}
+
+/// A range that one side at least has bytes for, and which of the sides is nothing but zeros in it.
+struct Range {
+    start: u64,
+    end: u64,
+    zero: (bool, bool),
+}
+
+fn both(one: (bool, bool), other: (bool, bool)) -> (bool, bool) {
+    (one.0 && other.0, one.1 && other.1)
+}
+
+/// A thread's scratch, given back for the next pieces.
+struct Borrowed<'a> {
+    scratch: Scratch,
+    home: &'a Mutex<Vec<Scratch>>,
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        lock(self.home).push(std::mem::take(&mut self.scratch));
+    }
+}
+
+/// The runs from `at` to `end` or not quite as far. Behind the end of the disk: one of zeros.
+fn runs(chain: &Chain, at: u64, end: u64) -> Result<Vec<Run>> {
+    if at < chain.virtual_size() {
+        return chain.resolve(GuestOffset(at), end - at, RUNS);
+    }
+    Ok(vec![Run {
+        start: GuestOffset(at),
+        length: end - at,
+        depth: 0,
+        kind: RunKind::Unallocated,
+    }])
+}
+
+fn covered(runs: &[Run]) -> u64 {
+    runs.last().map_or(0, |run| run.end().0)
+}
+
+fn is_zero(run: &Run) -> bool {
+    matches!(run.kind, RunKind::Zero { .. } | RunKind::Unallocated)
+}
+
+fn first_nonzero(bytes: &[u8]) -> Option<usize> {
+    qcow2_codec::first_nonzero(bytes).map(|at| at / SECTOR)
+}
+
+fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    if a == b {
+        return None;
+    }
+    a.chunks(SECTOR).zip(b.chunks(SECTOR)).position(|(a, b)| a != b)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
