@@ -8,7 +8,7 @@ import type { ProgressLine } from './progress.js'
 import { Refusal } from './refusal.js'
 import { type SnapshotParameter, snapshotId, snapshotRefusal } from './snapshots.js'
 import { copyToStdout, Scratch, streamToStdout } from './stdio.js'
-import { beside, isCreation, targetFault } from './targets.js'
+import { beside, isCreation, refuseNameless, targetFault } from './targets.js'
 import { isSystemError, systemText, withoutPath } from './texts.js'
 import { isCacheMode, notYet } from './words.js'
 
@@ -156,6 +156,7 @@ function checkTarget({ target, noCreate }: Conversion, format: Format, values: C
   }
   try {
     checkCreateValues(format, values)
+    refuseNameless(imageName(target).path)
   } catch (error) {
     throw error instanceof Refusal ? converting(error, target, format) : error
   }

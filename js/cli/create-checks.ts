@@ -17,7 +17,7 @@ export function checkCreateValues(format: Format, values: CreateValues): void {
 function rawFault(values: CreateValues): string | undefined {
   const preallocation = values.get('preallocation') ?? 'off'
   if (preallocation === 'metadata') return 'Unsupported preallocation mode: metadata'
-  return ['off', 'falloc', 'full'].includes(preallocation) ? undefined : notAccepted('preallocation', preallocation)
+  return ['off', 'falloc', 'full'].includes(preallocation) ? undefined : `invalid parameter value: ${preallocation}`
 }
 
 /** Values that are none of a fixed set. */
@@ -87,6 +87,9 @@ function encryptionUnnamed(values: CreateValues): string | undefined {
 
 function encryptionFault(values: CreateValues): string | undefined {
   if (!values.has('encrypt.format') && !isOn(values, 'encryption')) return undefined
+  const surplus = [...values.keys()].find((key) => key.startsWith('encrypt.') && key !== 'encrypt.format' && key !== 'encrypt.key-secret')
+  // The old method has no settings.
+  if (surplus !== undefined && values.get('encrypt.format') !== 'luks') return `Parameter '${surplus}' is unexpected`
   if (!values.has('encrypt.key-secret')) return "Parameter 'encrypt.key-secret' is required for cipher"
   return 'Encrypted images are not supported in this version'
 }

@@ -30,7 +30,15 @@ function threeDigits(value: number, shift: number): string {
 
 /** The share of `part` in `whole` in percent, with two digits. */
 export function percent(part: number | bigint, whole: number | bigint): string {
-  return ((Number(part) * 100) / Number(whole)).toFixed(2)
+  return twoDigits((Number(part) * 100) / Number(whole))
+}
+
+/** A number as C's `%.2f` prints it: exact halves go to the even digit, where `toFixed` goes up. */
+export function twoDigits(value: number): string {
+  // Only odd eighths lie exactly between two hundredths.
+  if (Math.abs((value * 8) % 2) !== 1) return value.toFixed(2)
+  const hundredths = Math.floor(value * 100)
+  return ((hundredths % 2 === 0 ? hundredths : hundredths + 1) / 100).toFixed(2)
 }
 
 /** A number as C's `%#x` prints it. */

@@ -101,6 +101,35 @@ function plainPath({ name, path }: NamedFile, fault: (text: string) => NamedFaul
   return plain
 }
 
+/**
+ * The virtual size of an image, after each image below it was found to be one. As for an overlay that is only being made, no data is read, so
+ * no data file is needed.
+ */
+export async function chainSize(top: ImageName, topFormat: Format, signal: AbortSignal): Promise<bigint> {
+  let size: bigint | undefined
+  let next: { path: string; format: Format } | undefined = { path: top.path, format: topFormat }
+  const seen = new Set<string>()
+  for (let depth = 0; next !== undefined && !seen.has(next.path); depth++) {
+    const { path, format }: { path: string; format: Format } = next
+    seen.add(path)
+    const facts = await library()
+      .info(path, { format, bigint: true, signal })
+      .catch((error: unknown) => Promise.reject(depth === 0 ? error : inBacking(error, depth)))
+    size ??= BigInt(facts.virtualSize)
+    next = undefined
+    if (facts.backingFile !== undefined) {
+      const file: NamedFile = { kind: 'backing', name: facts.backingFile, path: facts.fullBackingFile ?? facts.backingFile }
+      if (facts.backingFormat !== undefined) file.format = facts.backingFormat
+      next = (await plainNames(file, { depth, format, path })) as { path: string; format: Format }
+    }
+  }
+  return size ?? 0n
+}
+
+function inBacking(error: unknown, depth: number): unknown {
+  return error instanceof library().Qcow2Error ? new NamedFault('backing', depth, wordOpening(error, 'backing').text) : error
+}
+
 /** What went wrong on opening, in the words of qemu-img: one `Could not open backing file: ` for each layer on the way down. */
 export function openRefusal(error: unknown, { given, path }: ImageName): unknown {
   const place = placeOf(error)

@@ -25,7 +25,7 @@ export function readSize(text: string): bigint | NumberFault {
 }
 
 function signed(sign: string | undefined, value: bigint): bigint | NumberFault {
-  if (value > UINT64_MAX || (sign === '-' && value > 0n)) return 'range'
+  if (value > UINT64_MAX || sign === '-') return 'range'
   return value
 }
 

@@ -114,7 +114,7 @@ export function readCreateValues(format: 'qcow2' | 'raw', list: string | undefin
     }
     // `nofoo` switches foo off.
     const negated = value === undefined && key.startsWith('no') ? keys.find(({ name }) => name === key.slice(2)) : undefined
-    if (!negated) throw new Refusal(`Invalid parameter '${key}'`)
+    if (!negated) throw new Refusal(`Invalid parameter '${value === undefined ? key.replace(/^no/, '') : key}'`)
     values.set(negated.name, normal(negated, 'off'))
   }
   return values

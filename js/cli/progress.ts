@@ -1,4 +1,5 @@
 /** How far a job is, as qemu-img tells it: `-p` on stdout, SIGUSR1 on stderr. */
+import { twoDigits } from './human.js'
 import type { Progress } from './library.js'
 import { printError } from './output.js'
 import type { Program } from './program.js'
@@ -47,11 +48,11 @@ export class ProgressLine {
     if (!this.visible) return
     if (percent < this.printed + this.step && percent !== 0 && percent !== 100) return
     this.printed = percent
-    this.program.out.print(`    (${percent.toFixed(2)}/100%)\r`)
+    this.program.out.print(`    (${twoDigits(percent)}/100%)\r`)
     this.program.out.flush()
   }
 
   private answer(): void {
-    if (takeQuestion() && !this.visible) printError(`    (${this.percent.toFixed(2)}/100%)\n`)
+    if (takeQuestion() && !this.visible) printError(`    (${twoDigits(this.percent)}/100%)\n`)
   }
 }

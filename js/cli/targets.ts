@@ -20,6 +20,11 @@ const TEXTS: Readonly<Record<string, (format: Format) => string>> = {
   L1_TOO_LARGE: (format) => `The image size is too large for file format '${format}' (try using a larger cluster size)`,
 }
 
+/** A new file has a name. */
+export function refuseNameless(path: string): void {
+  if (path === '') throw new Refusal("Could not create '': No such file or directory")
+}
+
 /** What went wrong with a new file, without its name in front. */
 export function targetFault(error: unknown, file: string, format: Format): unknown {
   const { Qcow2Error } = library()

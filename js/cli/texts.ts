@@ -16,6 +16,7 @@ const FORMAT_TEXTS: Readonly<Record<string, (details: Details) => string>> = {
   NOT_QCOW2: () => 'Image is not in qcow2 format',
   VERSION: ({ version }) => `Unsupported qcow2 version ${version}`,
   HEADER_LENGTH: () => 'qcow2 header too short',
+  HEADER_TRUNCATED: () => 'qcow2 header too short',
   HEADER_EXCEEDS_CLUSTER: () => 'qcow2 header exceeds cluster size',
   CLUSTER_SIZE: ({ bits }) => `Unsupported cluster size: 2^${bits}`,
   REFCOUNT_WIDTH: () => 'Reference count entry width too large; may not exceed 64 bits',

@@ -97,8 +97,9 @@ export async function convert(program: Program, words: readonly string[]): Promi
   refuseCombinations(asked, flags)
   if (asksForHelp(asked.list)) return printHelp(program, asked.targetFormat, operands.length > 1)
   if (asked.sources.length === 0) throw new Refusal('Must specify image file name')
-  if (asked.bitmaps && asked.sources.length > 1) throw new Refusal('Copying bitmaps only possible with single source')
   if (!isCacheMode(sourceCache)) throw new Refusal(`Invalid source cache option: ${sourceCache}`)
+  if (asked.bitmaps && asked.sources.length > 1) throw new Refusal('Copying bitmaps only possible with single source')
+  refuseUnsupported(flags)
   const line = new ProgressLine(program, flags.has('p') && !flags.has('q') && asked.target !== '-', 1)
   line.start()
   try {
@@ -113,7 +114,8 @@ export async function convert(program: Program, words: readonly string[]): Promi
 function sparseSize(text: string): number {
   const size = readSize(text)
   if (size === 'invalid') throw new Refusal(`Invalid ${SPARSE} specified: '${text}'.`)
-  if (size === 'range' || size > 16777216n || size % 512n !== 0n) {
+  if (size === 'range') throw new Refusal(`Invalid ${SPARSE} specified. Must be between 0 and ${INT64_MAX}.`)
+  if (size > 16777216n || size % 512n !== 0n) {
     throw new Refusal(
       `Invalid ${SPARSE} specified. Valid sizes are multiples of 512 up to 16777216. Select 0 to disable sparse detection (fully allocates output).`,
     )
@@ -121,21 +123,27 @@ function sparseSize(text: string): number {
   return Number(size)
 }
 
-/** What contradicts itself, and what this version knows only by name. */
+/** What contradicts itself. Of several faults, the first of these is told. */
 function refuseCombinations(asked: Conversion, flags: ReadonlySet<string>): void {
   const refuse = (text: string): never => {
     throw new Refusal(text)
   }
-  const imageOpts = flags.has('image-opts')
-  const targetImageOpts = flags.has('target-image-opts')
-  if (asked.noCreate && asked.list !== undefined) refuse('-o has no effect when skipping image creation')
-  if (asked.targetIsZero && !asked.noCreate) refuse('--target-is-zero requires use of -n flag')
+  if (flags.has('skip-broken-bitmaps') && !asked.bitmaps) refuse('Use of --skip-broken-bitmaps requires --bitmaps')
   if (flags.has('C') && asked.compress) refuse('Cannot enable copy offloading when -c is used')
   if (flags.has('C') && flags.has('S')) refuse('Cannot enable copy offloading when -S is used')
   if (flags.has('C') && flags.has('salvage')) refuse('Cannot use copy offloading in salvaging mode')
-  if (targetImageOpts && !asked.noCreate) refuse('--target-image-opts requires use of -n flag')
-  if (flags.has('skip-broken-bitmaps') && !asked.bitmaps) refuse('Use of --skip-broken-bitmaps requires --bitmaps')
-  if ((imageOpts && flags.has('f')) || (targetImageOpts && flags.has('O'))) refuse('--image-opts and --format are mutually exclusive')
+  if (flags.has('target-image-opts') && !asked.noCreate) refuse('--target-image-opts requires use of -n flag')
+  if (asked.noCreate && asked.list !== undefined) refuse('-o has no effect when skipping image creation')
+  if (asked.targetIsZero && !asked.noCreate) refuse('--target-is-zero requires use of -n flag')
+}
+
+/** What this version knows only by name. */
+function refuseUnsupported(flags: ReadonlySet<string>): void {
+  const imageOpts = flags.has('image-opts')
+  const targetImageOpts = flags.has('target-image-opts')
+  if ((imageOpts && flags.has('f')) || (targetImageOpts && flags.has('O'))) {
+    throw new Refusal('--image-opts and --format are mutually exclusive')
+  }
   if (imageOpts || targetImageOpts) throw notYet('Image options (--image-opts, --target-image-opts)')
   if (flags.has('salvage')) throw notYet('Salvaging conversions (--salvage)')
 }

@@ -2,12 +2,12 @@
 import { checkCreateValues, createOptionsOf } from '../create-checks.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { type Format, library } from '../library.js'
-import { type GatePolicy, gateOptions, gatePolicy, imageName, openRefusal } from '../names.js'
+import { chainSize, imageName, openRefusal } from '../names.js'
 import { sizeArgument } from '../numbers.js'
 import { asksForHelp, type CreateValues, createHelp, describeValues, isTargetFormat, joinLists, readCreateValues } from '../options.js'
 import type { Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
-import { beside, isSameFile, targetFault } from '../targets.js'
+import { beside, isSameFile, refuseNameless, targetFault } from '../targets.js'
 import { commandGrammar, readWords, refuseObject } from '../words.js'
 
 const GRAMMAR = commandGrammar('qu', 'Fbfo', 'quiet=q object: format:=f backing:=b backing-format:=F backing-unsafe=u options:=o')
@@ -22,7 +22,6 @@ const HELP: CommandHelp = {
     ['-F, --backing-format FMT', 'its format'],
     ['-u, --backing-unsafe', 'do not open it; SIZE is then needed'],
     ROWS.quiet,
-    ROWS.gate,
     ['SIZE', 'bytes, or with a suffix k, M, G, T, P or E (powers of 1024)'],
   ],
   examples: ['create -f qcow2 disk.qcow2 20G', 'create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2'],
@@ -35,7 +34,6 @@ interface Asked {
   size: bigint | undefined
   unsafe: boolean
   quiet: boolean
-  policy: GatePolicy
 }
 
 /** Runs the command. */
@@ -46,7 +44,6 @@ export async function create(program: Program, words: readonly string[]): Promis
   let backingFormat: string | undefined
   let unsafe = false
   let quiet = false
-  let policy: GatePolicy = 'plain'
   const operands = readWords(program, words, GRAMMAR, HELP, (id, value) => {
     if (id === 'f') format = value
     else if (id === 'o') list = joinLists(list, value)
@@ -55,7 +52,6 @@ export async function create(program: Program, words: readonly string[]): Promis
     else if (id === 'u') unsafe = true
     else if (id === 'q') quiet = true
     else if (id === 'object') refuseObject(value)
-    else if (id === 'backing-files') policy = gatePolicy(value)
   })
   const [file, sizeText, surplus] = operands
   if (asksForHelp(list)) return printHelp(program, format, file !== undefined)
@@ -67,7 +63,7 @@ export async function create(program: Program, words: readonly string[]): Promis
     const values = readCreateValues(format, list)
     if (backing !== undefined) values.set('backing_file', backing)
     if (backingFormat !== undefined) values.set('backing_fmt', backingFormat)
-    await make(program, { file, format, values, size, unsafe, quiet, policy })
+    await make(program, { file, format, values, size, unsafe, quiet })
   } catch (error) {
     if (!(error instanceof Refusal)) throw error
     throw new Refusal(`${file}: ${error.message}`, error.hint === undefined ? {} : { hint: error.hint })
@@ -99,6 +95,7 @@ async function make(program: Program, asked: Asked): Promise<void> {
   }
   checkCreateValues(format, values)
   const { path } = imageName(file)
+  refuseNameless(path)
   const options = { ...createOptionsOf(values), format, size: BigInt(size), overwrite: true, signal: program.signal }
   // What can be known of the backing file is known by now.
   const unchecked = values.has('backing_file') ? { backingUnchecked: true } : {}
@@ -122,7 +119,7 @@ function checkBackingNames({ file, format, values }: Asked): void {
 }
 
 /** Opens the backing file with everything below it, unless `-u`, and returns its size. */
-async function backingSize(program: Program, { file, values, unsafe, policy }: Asked): Promise<bigint | undefined> {
+async function backingSize(program: Program, { file, values, unsafe }: Asked): Promise<bigint | undefined> {
   const backing = values.get('backing_file')
   if (backing === undefined) return undefined
   const said = values.get('backing_fmt')
@@ -134,9 +131,7 @@ async function backingSize(program: Program, { file, values, unsafe, policy }: A
   try {
     if (said !== undefined && !isTargetFormat(said)) throw new Refusal(`Unknown driver '${said}'`, { hint: 'Could not open backing image.' })
     const format = (said as Format | undefined) ?? (await library().probe(name.path))
-    const disk = await library().open(name.path, { format, ...gateOptions(policy), signal: program.signal })
-    const size = BigInt(disk.virtualSize)
-    await disk.close()
+    const size = await chainSize(name, format, program.signal)
     if (said === undefined) throw new Refusal('Backing file specified without backing format', { hint: `Detected format of ${format}.` })
     return size
   } catch (error) {

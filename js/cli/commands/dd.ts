@@ -2,11 +2,11 @@
 import { type CommandHelp, ROWS } from '../help.js'
 import { type Format, library } from '../library.js'
 import { blame, formatOf, type GatePolicy, gateOptions, gatePolicy, imageName, openRefusal } from '../names.js'
-import { sizeArgument } from '../numbers.js'
+import { INT64_MAX, integerArgument, sizeArgument } from '../numbers.js'
 import { isTargetFormat } from '../options.js'
 import { complain, type Program } from '../program.js'
 import { Refusal } from '../refusal.js'
-import { isCreation, targetFault } from '../targets.js'
+import { isCreation, refuseNameless, targetFault } from '../targets.js'
 import { isSystemError, systemText } from '../texts.js'
 import { commandGrammar, readWords, refuseImageOpts, refuseObject } from '../words.js'
 
@@ -21,7 +21,7 @@ const HELP: CommandHelp = {
     ROWS.share,
     ROWS.gate,
     ['bs=SIZE', 'bytes a block (default 512)'],
-    ['count=N', 'blocks to copy (default all)'],
+    ['count=N', 'blocks of the source to read, those that are skipped included (default all)'],
     ['skip=N', 'blocks of the source to leave out first'],
   ],
   examples: ['dd bs=512 count=1 if=disk.qcow2 of=boot-sector.raw', 'dd -O qcow2 bs=1M skip=4 if=disk.raw of=rest.qcow2'],
@@ -53,16 +53,23 @@ export async function dd(program: Program, words: readonly string[]): Promise<nu
   const sourceFormat = await formatOf(name, format, signal)
   const size = await sizeOf(program, { name, format: sourceFormat }, source)
   if (!isTargetFormat(target)) throw new Refusal('Unknown file format')
+  const end = count !== undefined && count * blockSize < size ? count * blockSize : size
   // As dd(1): nothing is left to copy, and that is no failure.
-  if (skip * blockSize > size) complain(program, `${from}: cannot skip to specified offset`)
+  if (skip * blockSize > end) complain(program, `${from}: cannot skip to specified offset`)
   try {
+    refuseNameless(imageName(to).path)
     const options = { blockSize, skip, format: target, sourceFormat, source, overwrite: true, signal }
-    await library().dd(name.path, imageName(to).path, { ...options, ...(count === undefined ? {} : { count }) })
+    await library().dd(name.path, imageName(to).path, { ...options, ...(count === undefined ? {} : { count: countAfter(count, skip) }) })
   } catch (error) {
     if (signal.aborted) throw error
     throw wordFailure(await blame(error, [{ name, format: sourceFormat }], { ...source, signal }), to, target)
   }
   return 0
+}
+
+/** qemu-img counts from the start of the source, also what is skipped; the library behind it, as dd(1) does. */
+function countAfter(count: bigint, skip: bigint): bigint {
+  return count > skip ? count - skip : 0n
 }
 
 interface Operands {
@@ -83,8 +90,8 @@ function readOperands(words: readonly string[]): Operands {
     if (key === 'if') operands.from = value
     else if (key === 'of') operands.to = value
     else if (key === 'bs') operands.blockSize = sizeArgument('bs', value, 1n, INT_MAX)
-    else if (key === 'count') operands.count = sizeArgument('count', value)
-    else if (key === 'skip') operands.skip = sizeArgument('skip', value)
+    else if (key === 'count') operands.count = integerArgument('count', value, 0n, INT64_MAX)
+    else if (key === 'skip') operands.skip = integerArgument('skip', value, 0n, INT64_MAX)
     else throw new Refusal(`unrecognized operand ${key}`)
   }
   return operands
@@ -107,6 +114,8 @@ async function sizeOf(
 
 function wordFailure(error: unknown, to: string, format: Format): unknown {
   const { Qcow2Error } = library()
+  if (error instanceof Refusal && error.message.startsWith('Could not create'))
+    return new Refusal(`${to}: error while creating output image: ${error.message}`)
   if (!(error instanceof Qcow2Error)) return error
   if (/_(CORRUPT|TRUNCATED|DECOMPRESS)$/.test(error.code) || /^p?read/.test(error.syscall ?? '')) {
     return new Refusal(`error while reading from input image file: ${systemText(error)}`, { hint: error.message })

@@ -11,15 +11,15 @@ import { Refusal } from '../refusal.js'
 import { readSnapshotParameter, type SnapshotParameter, snapshotId, snapshotRefusal } from '../snapshots.js'
 import { commandGrammar, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
 
-const GRAMMAR = commandGrammar('U', 'fOols', 'target-format:=O format:=f image-opts options:=o snapshot:=l object: output: size:=s force-share=U')
+const GRAMMAR = commandGrammar('U', 'fOol', 'target-format:=O format:=f image-opts options:=o snapshot:=l object: output: size:=s force-share=U')
 
 const HELP: CommandHelp = {
   summary: 'Calculate the file size that a new image will need.',
-  usage: '[-O FMT] [-o OPTIONS] [-f FMT] [-l SNAPSHOT] [-U] [--output human|json] (-s SIZE | FILE)',
+  usage: '[-O FMT] [-o OPTIONS] [-f FMT] [-l SNAPSHOT] [-U] [--output human|json] (--size SIZE | FILE)',
   options: [
     ['-O, --target-format FMT', 'format of the new image: qcow2 or raw (default raw)'],
     ['-o, --options KEY=VALUE,…', 'its options, as for create'],
-    ['-s, --size SIZE', 'measure an empty image of this size'],
+    ['--size SIZE', 'measure an empty image of this size'],
     ROWS.format,
     ['-l, --snapshot SNAPSHOT', 'measure this internal snapshot (id or name) of FILE'],
     ROWS.share,
