@@ -197,9 +197,8 @@ fn read_packed(view: &View, descriptor: CompressedDescriptor, packed: &mut Vec<u
             file_length: storage.length().map_err(Error::io("stat", storage))?,
         });
     }
-    if let Some(tail) = packed.get_mut(filled..) {
-        tail.fill(0);
-    }
+    // What the file does not have is not made up: a cut stream could go on in zeros and decode to something.
+    packed.truncate(filled);
     Ok(())
 }
 
