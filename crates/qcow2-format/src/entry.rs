@@ -268,6 +268,10 @@ impl L2Entry {
                 EntryFault::Unaligned
             });
         }
+        if host.0 == 0 && zero_flag && rules.data_file {
+            // As QEMU has it: a zero cluster at offset 0 is never preallocated, not even in an external data file.
+            return Ok(None);
+        }
         if host.0 == 0 && !(rules.data_file && self.copied()) {
             // Offset 0 holds the header: only an external data file can have a guest cluster there.
             return if self.copied() {
