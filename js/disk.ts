@@ -79,8 +79,9 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
     this.format = top.facts.format
     this.chain = Object.freeze(layers.map((layer, depth) => Object.freeze(chainLayer(layer, depth, bigint) as ChainLayer<N>)))
     this.notices = Object.freeze(layers.flatMap(({ facts }, depth) => noticesOf(facts, depth)))
-    const snapshots = top.facts.snapshots.map((snapshot) => snapshotInfo(snapshot, bigint, top.path) as SnapshotInfo<N>)
-    this.snapshots = Object.freeze({ list: () => snapshots.map((snapshot) => ({ ...snapshot, date: new Date(snapshot.date) })) })
+    // Only whoever asks for the snapshots is troubled by one of absurd size: it must not keep the active disk from opening.
+    const list = () => top.facts.snapshots.map((snapshot) => snapshotInfo(snapshot, bigint, top.path) as SnapshotInfo<N>)
+    this.snapshots = Object.freeze({ list })
     this.#handle = handle
     this.#forget = closeWhenLost(this, handle)
   }
