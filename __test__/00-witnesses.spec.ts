@@ -34,8 +34,7 @@ for (const kind of ['zlib', 'zstd', 'lz4'] as const) {
   })
 }
 
-/** `sound`: the image is known to be free of faults (QEMU itself leaves some: a snapshot of a version 2 image with zero writes can end with a wrong COPIED flag). */
-async function agree(made: DiskCase, sound: boolean): Promise<string | undefined> {
+async function agree(made: DiskCase): Promise<string | undefined> {
   const random = new Prng(made.seed)
   const states = [
     { snapshot: undefined as string | undefined, model: made.model },
@@ -54,7 +53,7 @@ async function agree(made: DiskCase, sound: boolean): Promise<string | undefined
     closeSync(handle)
     if (differing !== undefined) return `qemu-img${snapshot === undefined ? '' : `, snapshot ${snapshot}`}: ${differing}`
   }
-  if (!made.qemu || !sound) return undefined
+  if (!made.qemu) return undefined
   for (const { path, format } of made.layers) {
     if (format === 'raw') continue
     const { code, stderr } = await qemu.check(path)
@@ -68,7 +67,7 @@ test('the tests’ own writer, the model, the naive reader and QEMU agree on ran
   for (let seed = first; seed < first + caseCount(40); seed++) {
     const folder = temporaryFolder()
     const made = randomBuiltCase(seed, folder)
-    t.is(await agree(made, true), undefined, `QCOW2_SEED=${seed}: ${made.words}`)
+    t.is(await agree(made), undefined, `QCOW2_SEED=${seed}: ${made.words}`)
     removeFolder(folder)
   }
 })
@@ -78,7 +77,7 @@ test('qemu-io’s writes, the model and the naive reader agree on random images'
   for (let seed = first; seed < first + caseCount(15); seed++) {
     const folder = temporaryFolder()
     const made = await randomQemuCase(seed, folder)
-    t.is(await agree(made, false), undefined, `QCOW2_SEED=${seed}: ${made.words}`)
+    t.is(await agree(made), undefined, `QCOW2_SEED=${seed}: ${made.words}`)
     removeFolder(folder)
   }
 })

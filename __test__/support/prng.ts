@@ -36,9 +36,8 @@ export class Prng {
   }
 
   pick<T>(choices: readonly T[]): T {
-    const choice = choices[this.int(choices.length)]
-    if (choice === undefined) throw new RangeError('nothing to pick from')
-    return choice
+    if (choices.length === 0) throw new RangeError('nothing to pick from')
+    return choices[this.int(choices.length)] as T
   }
 
   /** Bytes that no compressor shrinks. */

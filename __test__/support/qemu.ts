@@ -181,8 +181,8 @@ export const qemu = {
     }
   },
 
-  async measure(...words: string[]): Promise<{ required: number; 'fully-allocated': number; bitmaps?: number }> {
-    const outcome = await must('qemu-img', ['measure', '--output=json', ...words])
+  async measure(path: string, ...words: string[]): Promise<{ required: number; 'fully-allocated': number; bitmaps?: number }> {
+    const outcome = await mustBeside('qemu-img', path, ['measure', '--output=json', ...words, path])
     return parseJson(outcome.stdout.toString()) as unknown as { required: number; 'fully-allocated': number; bitmaps?: number }
   },
 }

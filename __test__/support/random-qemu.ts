@@ -53,28 +53,28 @@ class Writes {
 
   make(count: number, backed: boolean): string[] {
     this.commands.length = 0
-    for (let i = 0; i < count; i++) this.#one(backed)
+    // Compressed writes come first: QEMU (10.0.2) keeps appending to the last host cluster of compressed data even after that was freed and
+    // given to plain data, within one process, and so destroys it.
+    const compressed = this.#random.int(count)
+    for (let i = 0; i < count; i++) this.#one(backed, i < compressed)
     return this.commands
   }
 
-  #one(backed: boolean): void {
+  #one(backed: boolean, compressed: boolean): void {
     const { cluster, size, version, dataFile } = this.#plan
     const random = this.#random
-    const kind = random.int(12)
+    const kind = random.int(9)
     const clusters = Math.floor(size / cluster)
-    if (kind < 4 && clusters > 0 && dataFile === '' && !this.#preallocated) {
+    if (compressed && clusters > 0 && dataFile === '' && !this.#preallocated) {
       const at = random.int(clusters)
-      if (!this.#touched.has(at)) {
-        this.#touched.add(at)
-        this.#data('write -c', at * cluster, cluster)
-        return
-      }
+      if (!this.#touched.has(at)) this.#data('write -c', at * cluster, cluster)
+      return
     }
-    if (kind === 4) {
+    if (kind < 2) {
       this.#zero(random.pick(['write -z', 'write -z -u']))
       return
     }
-    if (kind === 5 && clusters > 0 && !(version === 2 && backed)) {
+    if (kind === 2 && clusters > 0 && !(version === 2 && backed)) {
       const at = random.int(clusters)
       const count = Math.min(random.between(1, 3), clusters - at)
       // Without a backing file or a mapped cluster a discard changes nothing; either way the range reads as zeros.

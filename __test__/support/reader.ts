@@ -104,7 +104,8 @@ export function naiveHeader(file: Bytes): NaiveHeader {
 
 function readNames(file: Bytes, header: NaiveHeader, headerLength: number, backingOffset: number, backingLength: number): void {
   const cluster = 2 ** header.clusterBits
-  const end = backingOffset === 0 ? cluster : backingOffset
+  // A name without bytes is no name.
+  const end = backingOffset === 0 || backingLength === 0 ? cluster : backingOffset
   if (end > cluster) refuse('backing name outside of the first cluster')
   let format: string | undefined
   for (let at = headerLength; at + 8 <= end; ) {
@@ -119,7 +120,7 @@ function readNames(file: Bytes, header: NaiveHeader, headerLength: number, backi
     if (type === 0x44415441) header.dataFileName = data()
     at += 8 + Math.ceil(length / 8) * 8
   }
-  if (backingOffset === 0) return
+  if (backingOffset === 0 || backingLength === 0) return
   if (backingLength > 1023 || backingOffset + backingLength > cluster) refuse('backing name')
   const name = exactly(file, BigInt(backingOffset), backingLength, 'backing name').toString()
   header.backing = format === undefined ? { name } : { name, format }
