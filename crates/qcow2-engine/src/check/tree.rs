@@ -182,12 +182,15 @@ impl Check<'_> {
         if entry.reserved(rules.geometry) != 0 {
             self.in_l2(walk, index, guest, FindingCode::ReservedBits, entry.word);
         }
-        let fault = entry.mapping(&rules, guest).err();
+        let mapping = entry.mapping(&rules, guest);
         let host = entry.host_offset();
+        // In a data file offset 0 can be a cluster's own, but not a zero cluster's.
+        let plain_zero = mapping == Ok(ClusterMapping::Zero(None));
+        let fault = mapping.err();
         if let Some((code, value)) = fault.and_then(|fault| finding_of(fault, entry)) {
             self.in_l2(walk, index, guest, code, value);
         }
-        if host.0 == 0 && !(rules.data_file && entry.copied()) {
+        if plain_zero || (host.0 == 0 && !(rules.data_file && entry.copied())) {
             return;
         }
         walk.plain(host, rules.geometry.cluster_size());
