@@ -1,7 +1,7 @@
 // `npm run bench`: builds what is published, measures the commands beside qemu-img and the API beside node:fs, prints the tables and puts
 // them into docs/performance.md. `--quick` takes less data and fewer runs; `--no-write` leaves the page alone.
 import { readFileSync, writeFileSync } from 'node:fs'
-import { cpus, release, totalmem } from 'node:os'
+import { cpus, loadavg, release, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { must, root, which } from './lib/run.mjs'
 import { setup } from './setup.mjs'
@@ -11,6 +11,7 @@ const forwarded = words.filter((word) => word !== '--no-write')
 await setup({ tests: true, profile: 'release' })
 if (!which('qemu-img')) throw new Error('the benchmark compares with qemu-img, which is not there')
 
+const loadBefore = loadavg()
 const texts = []
 for (const name of ['commands', 'api']) {
   // `qcow2` is then the built package, not its sources.
@@ -29,8 +30,10 @@ async function circumstances() {
   const rust = (await must('rustc', ['--version'])).trim()
   const commit = (await must('git', ['rev-parse', '--short', 'HEAD'])).trim()
   const machine = `${cpus()[0]?.model.trim()}, ${cpus().length} processors, ${Math.round(totalmem() / 1024 ** 3)} GiB, ${process.platform} ${release()}`
+  // What else runs at the same time shows here, and then the table is worth less.
+  const load = loadBefore.map((value) => value.toFixed(1)).join(' ')
   const date = new Date().toISOString().slice(0, 10)
-  return `${date}, commit ${commit}. ${machine}. ${qemu}; Node.js ${process.versions.node}; ${rust}.\nCommand: \`npm run bench${['', ...words].join(' ')}\``
+  return `${date}, commit ${commit}. ${machine}. ${qemu}; Node.js ${process.versions.node}; ${rust}. Load before: ${load}.\nCommand: \`npm run bench${['', ...words].join(' ')}\``
 }
 
 function writePage(text) {
