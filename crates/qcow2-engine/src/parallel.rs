@@ -3,6 +3,7 @@
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::panics::guard;
 
 /// Threads that a request may use if nobody says: as many as the machine has, up to 8.
 pub(crate) fn default_threads() -> usize {
@@ -14,7 +15,8 @@ pub(crate) fn default_threads() -> usize {
 /// Does `work` on every item, on up to `threads` threads that the caller's thread is one of. `state` makes what each thread keeps for itself.
 ///
 /// # Errors
-/// That of the first item, in the order of `items`, whose work failed. Items behind it may not have been begun.
+/// That of the first item, in the order of `items`, whose work failed; a panic in it is [`Error::Internal`]. Items behind it may not have been
+/// begun.
 pub(crate) fn for_each<T: Send, S>(
     threads: usize,
     items: Vec<T>,
@@ -24,18 +26,25 @@ pub(crate) fn for_each<T: Send, S>(
     let threads = threads.clamp(1, items.len().max(1));
     let queue = Mutex::new(items.into_iter().enumerate());
     let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    let fail = |index, error| {
+        let mut first = lock(&failure);
+        if first.as_ref().is_none_or(|(other, _)| index < *other) {
+            *first = Some((index, error));
+        }
+    };
     let worker = || {
-        let mut own = state();
+        // Guarded here: a guard around the caller sees neither what panicked on another thread nor where.
+        let mut own = match guard(|| Ok(state())) {
+            Ok(own) => own,
+            Err(error) => return fail(usize::MAX, error),
+        };
         loop {
             let failed = lock(&failure).is_some();
             let Some((index, item)) = (if failed { None } else { lock(&queue).next() }) else {
                 return;
             };
-            if let Err(error) = work(&mut own, item) {
-                let mut first = lock(&failure);
-                if first.as_ref().is_none_or(|(other, _)| index < *other) {
-                    *first = Some((index, error));
-                }
+            if let Err(error) = guard(|| work(&mut own, item)) {
+                fail(index, error);
             }
         }
     };
@@ -81,6 +90,33 @@ mod tests {
             .unwrap();
             assert_eq!(sum.into_inner(), 5050);
         }
+    }
+
+    /// A panic in a thread of a parallel read ended the whole read as "a scoped thread panicked", and the text of what had really happened went
+    /// to the caller's stderr.
+    #[test]
+    fn a_panic_on_any_thread_is_an_error_that_says_what_and_where() {
+        for threads in [1, 4] {
+            let barrier = std::sync::Barrier::new(threads);
+            let items = (0..threads).collect();
+            let outcome = for_each(
+                threads,
+                items,
+                || (),
+                |(), n| {
+                    barrier.wait();
+                    assert!(n + 1 < threads, "broken {n}");
+                    Ok(())
+                },
+            );
+            let text = outcome.unwrap_err().to_string();
+            assert!(
+                text.contains(&format!("broken {}", threads - 1)) && text.contains("parallel.rs:"),
+                "{text}"
+            );
+        }
+        let made = for_each(2, vec![1, 2], || panic!("no state"), |(), _| Ok(()));
+        assert_eq!(made.unwrap_err().code(), "ERR_QCOW2_INTERNAL");
     }
 
     #[test]

@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use napi::{Env, Result as NapiResult};
 use qcow2_engine::storage::MemoryStorage;
-use qcow2_engine::{CancelToken, Chain, Error, JobContext, Layer, Progress};
+use qcow2_engine::{CancelToken, Chain, Error, JobContext, Layer, Progress, guard};
 
 use crate::handles::{Handle, Resource};
 use crate::instance::{Cancellable, Instance};
 use crate::outbox::{CallId, Done, Outbox, Outcome};
-use crate::panics::guard;
 use crate::pool::{self, Lane};
 use crate::raw::ReadTarget;
 

@@ -10,12 +10,11 @@ use std::time::Duration;
 use napi::bindgen_prelude::{FnArgs, Function, Unknown};
 use napi::threadsafe_function::UnknownReturnValue;
 use napi::{Env, Result as NapiResult, Status};
-use qcow2_engine::{CancelToken, Error};
+use qcow2_engine::{CancelToken, Error, guard};
 
 use crate::error::ErrorData;
 use crate::handles::{Handle, Handles, Leaving};
 use crate::outbox::{CallId, Done, Outbox, Outcome};
-use crate::panics::guard;
 use crate::pool::{self, Lane};
 use crate::raw;
 use crate::values::{ProgressData, Values};

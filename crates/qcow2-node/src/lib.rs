@@ -2,7 +2,7 @@
 //!
 //! Nothing here knows how an image works. A call is accepted on the JavaScript thread (`call`), runs on a thread of the process's own
 //! pool (`pool`), and leaves what came out in its environment's queue (`outbox`); one function, called once for each batch, hands it
-//! to JavaScript (`instance`, `values`). Every entry, job and completion runs under one guard (`panics`), and everything `unsafe`
+//! to JavaScript (`instance`, `values`). Every entry, job and completion runs under one guard (`qcow2_engine::guard`), and everything `unsafe`
 //! is in `raw`.
 
 #![cfg_attr(test, allow(dead_code, reason = "entries are registered outside of tests only"))]
@@ -28,7 +28,6 @@ mod measure;
 mod memory;
 mod numbers;
 mod outbox;
-mod panics;
 mod pool;
 mod raw;
 mod read;

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use napi::{Env, Error as NapiError};
-use qcow2_engine::Error;
 use qcow2_engine::storage::{MemoryStorage, Storage};
+use qcow2_engine::{Error, guard};
 use qcow2_format::HostOffset;
 
 use crate::error::thrown;
 use crate::handles::{Handle, Resource};
 use crate::instance::Instance;
 use crate::numbers::whole;
-use crate::panics::guard;
 use crate::raw::{Bytes, OutBytes};
 
 /// What a call that answers at once throws: the code is JavaScript's `code`.

@@ -11,7 +11,7 @@ use std::thread;
 const SHORT_THREADS: usize = 4;
 const LONG_JOBS: usize = 8;
 
-/// A piece of work. It must not panic: whoever makes one wraps it in [`crate::panics::guard`].
+/// A piece of work. It must not panic: whoever makes one wraps it in [`qcow2_engine::guard`].
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
 
 /// Where a piece of work goes.
@@ -66,7 +66,8 @@ impl Short {
         let mut state = lock(&self.state);
         state.queue.push_back(work);
         if state.queue.len() <= state.idle {
-            // Only then: waking costs a system call even where nobody waits.
+            // Only then: waking costs a system call even where nobody waits. And not under the lock, which the woken would wait for again.
+            drop(state);
             self.wake.notify_one();
         } else if state.threads < SHORT_THREADS {
             match spawn(format!("qcow2-{}", state.threads + 1), move || self.serve()) {

@@ -1,11 +1,10 @@
 //! Work in any order, results in order: items are prepared by several threads and placed one after the other.
 
-use std::any::Any;
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::panics::guard;
 
 /// Items under way or waiting for their turn, for each thread.
 const WINDOW: u64 = 3;
@@ -63,7 +62,7 @@ pub(super) fn run<Item, Step: Send, Worker>(
         item: std::marker::PhantomData,
     };
     let work = || {
-        let made = guarded(&worker);
+        let made = guard(&worker);
         match made {
             Ok(mut own) => while shared.one(&mut own, &prepare) {},
             Err(error) => shared.fail(u64::MAX, error),
@@ -92,7 +91,7 @@ where
     /// Takes one item as far as it goes. `false`: there is nothing more to do.
     fn one<Worker>(&self, own: &mut Worker, prepare: &impl Fn(&mut Worker, Item) -> Result<Step>) -> bool {
         let Some((index, item)) = self.take() else { return false };
-        match guarded(|| prepare(own, item)) {
+        match guard(|| prepare(own, item)) {
             Ok(step) => self.deposit(index, step),
             Err(error) => self.fail(index, error),
         }
@@ -113,7 +112,7 @@ where
         let mut scan = lock(&self.scan);
         let (next, index) = &mut *scan;
         let this = *index;
-        match guarded(next) {
+        match guard(next) {
             Ok(Some(item)) => {
                 *index += 1;
                 lock(&self.queue).taken = *index;
@@ -143,7 +142,7 @@ where
             let next = queue.placed;
             let Some(step) = queue.ready.remove(&next) else { break };
             drop(queue);
-            let outcome = guarded(|| lock(&self.place)(step));
+            let outcome = guard(|| lock(&self.place)(step));
             queue = lock(&self.queue);
             queue.placed += 1;
             self.changed.notify_all();
@@ -164,21 +163,6 @@ fn note<Step>(queue: &mut Queue<Step>, index: u64, error: Error) {
     if queue.failure.as_ref().is_none_or(|(first, _)| index < *first) {
         queue.failure = Some((index, error));
     }
-}
-
-/// A panic must not leave the other threads waiting: it becomes an error.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        Err(Error::Internal {
-            message: message(&*panic),
-        })
-    })
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a worker panicked".to_owned())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

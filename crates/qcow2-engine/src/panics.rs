@@ -1,11 +1,11 @@
-//! One guard around every entry, job and completion: a defect of ours becomes a typed error, never the end of the caller's process.
+//! One guard around every entry, job, completion and thread of ours: a defect becomes a typed error, never the end of the caller's process.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
-use qcow2_engine::Error;
+use crate::error::Error;
 
 thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
@@ -13,7 +13,12 @@ thread_local! {
 }
 
 /// Runs `work`; a panic in it becomes [`Error::Internal`] that says where it was.
-pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+///
+/// It guards the calling thread: work that is handed to another thread needs a guard there.
+///
+/// # Errors
+/// Those of `work`, and [`Error::Internal`].
+pub fn guard<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     install_quiet_hook();
     let outer = GUARDED.replace(true);
     // What a panic leaves half-done is behind engine locks, which recover from poison, or belongs to `work` alone and is dropped.
