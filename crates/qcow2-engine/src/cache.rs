@@ -60,8 +60,8 @@ impl TableCache {
         }
         match load() {
             Ok(bytes) => {
-                let piece = slot.piece.get_or_init(|| bytes.into()).clone();
-                self.account(piece.len() as u64);
+                let piece: Piece = bytes.into();
+                self.keep(key, &slot, &piece);
                 Ok(piece)
             }
             Err(error) => {
@@ -85,10 +85,19 @@ impl TableCache {
         entry.slot.clone()
     }
 
-    /// `bytes` more are there: makes room.
-    fn account(&self, bytes: u64) {
+    /// The piece is there: counts it and makes room. Both under the one lock, so that nobody takes away what is not counted yet. A slot that a
+    /// failed load gave up meanwhile serves those who wait at it and is not counted: nothing would ever take it off again.
+    fn keep(&self, key: Key, slot: &Arc<Slot>, piece: &Piece) {
         let mut state = self.state();
-        state.bytes += bytes;
+        let _ = slot.piece.set(piece.clone());
+        if state
+            .slots
+            .get(&key)
+            .is_none_or(|entry| !Arc::ptr_eq(&entry.slot, slot))
+        {
+            return;
+        }
+        state.bytes += piece.len() as u64;
         // Twice around at most: the first pass takes the marks away.
         for _ in 0..state.clock.len().saturating_mul(2) {
             if state.bytes <= self.budget {
@@ -170,6 +179,38 @@ mod tests {
             assert!(state.bytes <= 10 * 512 && state.slots.len() <= 10 && state.clock.len() == state.slots.len());
         }
         assert_eq!(reloads, 1);
+    }
+
+    /// Of two who ask for one piece the first fails, which takes the slot away, and the second loads it all the same: its bytes stayed on the
+    /// account for ever, until the budget was used up by nothing.
+    #[test]
+    fn a_piece_that_is_loaded_after_a_failed_one_is_not_counted_twice() {
+        let cache = TableCache::new(10 * 512);
+        for n in 0..100 {
+            let (begun, failing) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let failed = cache.piece(key(n), || {
+                        begun.send(()).unwrap();
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                        Err(Error::Closed)
+                    });
+                    assert!(failed.is_err());
+                });
+                failing.recv().unwrap();
+                assert!(cache.piece(key(n), || Ok(vec![0; 512])).is_ok());
+            });
+            let state = cache.state();
+            let there = state
+                .slots
+                .values()
+                .filter(|entry| entry.slot.piece.get().is_some())
+                .count();
+            assert_eq!(
+                (state.bytes, state.clock.len()),
+                (there as u64 * 512, state.slots.len())
+            );
+        }
     }
 
     #[test]
