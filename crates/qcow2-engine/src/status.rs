@@ -2,6 +2,7 @@
 
 use qcow2_format::{GuestOffset, HostOffset};
 
+use crate::cancel::CancelToken;
 use crate::chain::Chain;
 use crate::chain::mapping::{Answer, View};
 use crate::chain::resolve::{Piece, Walk};
@@ -62,6 +63,20 @@ impl Chain {
     /// # Errors
     /// As [`Chain::resolve`].
     pub fn status(&self, start: GuestOffset, length: u64, max: usize) -> Result<Vec<Status>> {
+        self.status_unless(start, length, max, &CancelToken::new())
+    }
+
+    /// As [`Chain::status`], until `cancel` says stop: one range may go through millions of tables, all of them alike.
+    ///
+    /// # Errors
+    /// As [`Chain::status`], and [`Error::Cancelled`].
+    pub fn status_unless(
+        &self,
+        start: GuestOffset,
+        length: u64,
+        max: usize,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Status>> {
         let mut walk = StatusWalk {
             chain: self,
             walk: Walk::new(self, start, length),
@@ -70,6 +85,7 @@ impl Chain {
         };
         let mut found: Vec<Status> = Vec::new();
         loop {
+            cancel.check()?;
             let next = match walk.next() {
                 Ok(Some(next)) => next,
                 Ok(None) => return Ok(found),
@@ -109,7 +125,7 @@ impl StatusWalk<'_> {
             return Ok(None);
         };
         let (flags, offset) = match piece.answer {
-            Answer::Data { host } if view.layer.image().is_none() || view.is_preallocated() => {
+            Answer::Data { host } if view.layer.image().is_none() || view.is_preallocated()? => {
                 return self.cut(piece, view, host).map(Some);
             }
             Answer::Data { host } => (DATA, Some(host)),

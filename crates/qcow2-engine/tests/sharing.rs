@@ -131,6 +131,36 @@ fn whatever_read_fails_is_an_error_and_the_next_try_succeeds() {
     assert!(failures > 10);
 }
 
+/// Whether holes are looked for is found out once, from the refcounts. A device that failed just then made every later map of the disk say that
+/// reserved clusters were written.
+#[test]
+fn a_map_that_met_a_failure_is_right_the_next_time() {
+    let folder = Folder::new();
+    let options = "preallocation=metadata,cluster_size=4k";
+    support::qemu_img(
+        &folder,
+        &["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "1M"],
+    );
+    let map = |chain: &Chain| chain.status(GuestOffset(0), u64::MAX, usize::MAX);
+    let good = map(&chain_of(storage(&folder.path("a.qcow2")), 1 << 20).unwrap()).unwrap();
+    assert!(good.iter().any(|status| status.data && status.zero), "{good:?}");
+    let mut failures = 0;
+    for fail_at in 0.. {
+        let inner = storage(&folder.path("a.qcow2"));
+        let failing = Arc::new(FailingStorage::new(inner, fail_at, false, ErrorKind::Other));
+        let Ok(chain) = chain_of(failing.clone(), 1 << 20) else {
+            continue;
+        };
+        let first = map(&chain);
+        failures += u32::from(first.is_err());
+        assert_eq!(map(&chain).unwrap(), good, "after failure {fail_at}");
+        if failing.calls() <= fail_at {
+            break;
+        }
+    }
+    assert!(failures > 2);
+}
+
 #[test]
 fn an_image_on_a_block_device_reads_as_in_a_file() {
     let folder = Folder::new();

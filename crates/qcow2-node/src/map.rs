@@ -31,8 +31,8 @@ pub fn map(env: Env, id: CallId, chain: Handle, start: BigInt, length: BigInt, m
         let chain = call.chain(chain)?;
         let start = GuestOffset(required("start", &start)?);
         let length = required("length", &length)?;
-        call.run(Lane::Short, move |_| {
-            let ranges = chain.status(start, length, max as usize)?;
+        call.run(Lane::Short, move |job| {
+            let ranges = chain.status_unless(start, length, max as usize, &job.cancel)?;
             let mut words = Vec::with_capacity(ranges.len() * WORDS);
             for range in &ranges {
                 words.extend(words_of(range));

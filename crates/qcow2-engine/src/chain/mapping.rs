@@ -47,11 +47,16 @@ pub(crate) struct View {
 pub(crate) struct Cursor(Option<(HostOffset, Piece)>);
 
 impl View {
-    /// Whether the image's clusters were reserved before they were written. Looked up once.
-    pub(crate) fn is_preallocated(&self) -> bool {
-        *self
-            .preallocated
-            .get_or_init(|| super::preallocated::detect(&self.layer))
+    /// Whether the image's clusters were reserved before they were written. Looked up once, unless that fails.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn is_preallocated(&self) -> Result<bool> {
+        if let Some(&known) = self.preallocated.get() {
+            return Ok(known);
+        }
+        let found = super::preallocated::detect(&self.layer)?;
+        Ok(*self.preallocated.get_or_init(|| found))
     }
 
     /// The answer for `at`, and how many bytes from there on have it: at least 1, at most `limit`, not beyond a table piece.

@@ -159,6 +159,11 @@ impl Chain {
             let runs = self.resolve(at, rest.len() as u64, READ_RUNS)?;
             let length: u64 = runs.iter().map(|run| run.length).sum();
             let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
+            if length == 0 {
+                return Err(Error::Internal {
+                    message: format!("nothing is resolved at {at}, inside the disk"),
+                });
+            }
             let (now, later) = rest.split_at_mut(length);
             self.fetch_parallel(&runs, at, now)?;
             at = GuestOffset(at.0 + length as u64);
