@@ -585,3 +585,143 @@ fn sizes_and_headers_that_are_odd_but_valid_open() {
         "compatible bits",
     );
 }
+
+/// A file that is mostly hole, as long as it likes to be.
+#[derive(Debug)]
+struct Sparse {
+    bytes: MemoryStorage,
+    reads: std::sync::atomic::AtomicU64,
+}
+
+impl qcow2_engine::Storage for Sparse {
+    fn length(&self) -> std::io::Result<u64> {
+        Ok(1 << 62)
+    }
+
+    fn read_at(&self, offset: qcow2_format::HostOffset, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        buffer.fill(0);
+        self.bytes.read_at(offset, buffer).map(|_| buffer.len())
+    }
+
+    fn allocated_bytes(&self) -> std::io::Result<Option<u64>> {
+        self.bytes.length().map(Some)
+    }
+
+    fn write_at(&self, _: qcow2_format::HostOffset, _: &[u8]) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    fn set_length(&self, _: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A map asks whether clusters were reserved before they were written, by counting refcounts. A sparse file of exabytes whose refcount table of
+/// 8 MiB names one block a million times kept it reading that block for an hour.
+#[test]
+fn a_refcount_table_that_names_one_block_for_ever_is_not_followed() {
+    let mut image = Bytes::new("");
+    let table = image.0.len().next_multiple_of(65536);
+    image.0.resize(table + (8 << 20) + 65536, 0);
+    let block = ((table + (8 << 20)) as u64).to_be_bytes();
+    image.0[table..table + (8 << 20)].as_chunks_mut::<8>().0.fill(block);
+    let image = image.put64(48, table as u64).put32(56, 128);
+    let storage = Arc::new(Sparse {
+        bytes: MemoryStorage::new(image.0),
+        reads: 0.into(),
+    });
+    let layer = Layer::open_qcow2(storage.clone(), &LayerOptions::default()).unwrap();
+    let chain = Chain::new(vec![layer], ChainOptions::default()).unwrap();
+    let map = chain.status(GuestOffset(0), 1 << 20, 100).unwrap();
+    assert_eq!((map[0].length, map[0].data, map[0].zero), (256 << 10, true, false));
+    let reads = storage.reads.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(reads < 1000, "{reads} reads");
+}
+
+#[test]
+fn version_1_is_another_format_and_named_so_even_where_nobody_says_which() {
+    let image = Bytes::new("").put32(4, 1);
+    assert_eq!(qcow2_engine::Format::probe(&image.0), qcow2_engine::Format::Qcow2);
+    let error = image.refused("VERSION");
+    assert!(error.to_string().contains("qcow1"), "{error}");
+    assert_eq!(
+        qcow2_engine::Format::probe(&Bytes::new("").put32(4, 0).0),
+        qcow2_engine::Format::Raw
+    );
+}
+
+/// Four million L1 entries that name one L2 table are one range of zeros: its end is found after minutes, and until then nothing could stop it.
+#[test]
+fn a_map_over_millions_of_tables_can_be_cancelled() {
+    let mut image = Bytes::new("cluster_size=2M").0;
+    let table = image.len().next_multiple_of(2 << 20);
+    image.resize(table + (34 << 20), 0);
+    image[table..table + (2 << 20)]
+        .as_chunks_mut::<8>()
+        .0
+        .fill(1u64.to_be_bytes());
+    let l1 = table + (2 << 20);
+    let entry = (table as u64).to_be_bytes();
+    image[l1..].as_chunks_mut::<8>().0.fill(entry);
+    let image = Bytes(image).put64(24, 1 << 61).put32(36, 1 << 22).put64(40, l1 as u64);
+    let chain = image.chain().unwrap();
+    let cancel = qcow2_engine::CancelToken::new();
+    std::thread::scope(|scope| {
+        let map = scope.spawn(|| chain.status_unless(GuestOffset(0), u64::MAX, 1, &cancel));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!map.is_finished(), "it would take long");
+        cancel.cancel();
+        assert_eq!(map.join().unwrap().unwrap_err().code(), "ERR_QCOW2_CANCELLED");
+    });
+    // A short question has a short answer all the same.
+    let some = chain.status(GuestOffset(1 << 60), 1 << 20, 1).unwrap();
+    assert_eq!((some.len(), some[0].length, some[0].zero), (1, 1 << 20, true));
+}
+
+#[test]
+fn tables_that_are_shared_or_lie_in_other_tables_are_read_as_they_stand() {
+    let image = Bytes::new("");
+    let (l1, l2) = (image.l1(), image.l2());
+    // Two L1 entries of one L2 table: the second 512 MiB are the first again.
+    let shared = image
+        .clone()
+        .put64(24, 1 << 30)
+        .put32(36, 2)
+        .put64(l1 + 8, image.get64(l1));
+    let chain = shared.chain().unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    chain.read(GuestOffset(512 << 20), &mut bytes).unwrap();
+    assert_same(&bytes, &expected(), "the second of two entries of one table");
+    // An L1 entry that names the refcount table, the L1 itself or a refcount block: entries like any others, never a panic.
+    for place in [image.get64(48), l1 as u64, 0x2_0000] {
+        let chain = image.clone().put64(l1, 1 << 63 | place).chain().unwrap();
+        for cluster in 0..16 {
+            let _ = chain.read(GuestOffset(cluster << 16), &mut vec![0; 65536]);
+        }
+        assert!(chain.status(GuestOffset(1 << 19), 1 << 19, 1000).is_ok());
+    }
+    // A data cluster in the L2 table: its bytes.
+    let chain = image.clone().put64(l2, 1 << 63 | l2 as u64).chain().unwrap();
+    let mut bytes = vec![0; 65536];
+    chain.read(GuestOffset(0), &mut bytes).unwrap();
+    assert_eq!(bytes[..8], (1u64 << 63 | l2 as u64).to_be_bytes());
+}
+
+/// What begins like an image and is one, and ends like a disk with a partition table and a file system, is one thing or the other by the
+/// caller's word alone.
+#[test]
+fn a_file_of_two_formats_is_what_the_caller_says() {
+    let mut image = Bytes::new("");
+    image.0[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image.0.resize(image.0.len().next_multiple_of(512), 0);
+    assert_same(&read_all(&image.chain().unwrap()), &expected(), "as qcow2");
+    let storage = Arc::new(MemoryStorage::new(image.0.clone()));
+    let raw = Layer::open_raw(storage, &LayerOptions::default()).unwrap();
+    let raw = Chain::new(vec![raw], ChainOptions::default()).unwrap();
+    assert_same(&read_all(&raw), &image.0, "as raw");
+}

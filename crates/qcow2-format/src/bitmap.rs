@@ -1,5 +1,7 @@
 //! The bitmap directory (`format.md` section 7).
 
+use std::collections::HashSet;
+
 use crate::bytes::{be16, be32, be64, round_up_8};
 use crate::error::FormatError;
 use crate::geometry::Geometry;
@@ -90,6 +92,7 @@ pub fn parse_directory(
     geometry: Geometry,
 ) -> Result<Vec<Bitmap>, FormatError> {
     let mut bitmaps: Vec<Bitmap> = Vec::new();
+    let mut names = HashSet::new();
     let mut at = 0u64;
     for index in 0..count {
         let entry = offset.0.saturating_add(at);
@@ -103,7 +106,7 @@ pub fn parse_directory(
             .and_then(|at| bytes.get(at..))
             .unwrap_or_default();
         let (bitmap, length) = parse_one(rest, geometry).map_err(fault)?;
-        if bitmaps.iter().any(|other| other.name == bitmap.name) {
+        if !names.insert(bitmap.name.clone()) {
             return Err(fault("its name stands there twice"));
         }
         at = round_up_8(at.saturating_add(length)).unwrap_or(u64::MAX);

@@ -98,7 +98,9 @@ macro_rules! format_errors {
 format_errors! {
     /// The magic is not there.
     NotQcow2 {} "NOT_QCOW2", Header, Some(0), "not a qcow2 image: it does not begin with the bytes 51 46 49 fb";
-    /// Version 1 or one that does not exist.
+    /// Version 1: the format before this one.
+    Qcow1 {} "VERSION", Header, Some(4), "this is a qcow1 image (version 1 of the format): only versions 2 and 3 are supported";
+    /// A version that does not exist.
     Version { version: u32 } "VERSION", Header, Some(4), "qcow2 version {version} is not supported: only versions 2 and 3 are";
     /// The file ends inside the header.
     HeaderTruncated { length: u64, wanted: u64 } "HEADER_TRUNCATED", Header, Some(*length), "the file ends after {length} bytes, inside the header of {wanted} bytes";

@@ -13,6 +13,8 @@ const FEATURE_NAMES: u32 = 0x6803_F857;
 const BITMAPS: u32 = 0x2385_2875;
 const ENCRYPTION: u32 = 0x0537_BE77;
 const DATA_FILE: u32 = 0x4441_5441;
+/// Stands for every type that is not known here.
+const UNKNOWN: u32 = u32::MAX;
 
 /// One row of the feature name table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +92,7 @@ impl Extensions {
                 }
             }
         }
-        extensions.refuse_unknown_features(header)?;
+        extensions.refuse_features(header.unknown_features())?;
         if let Some(fault) = fault {
             return Err(fault);
         }
@@ -137,16 +139,41 @@ impl Extensions {
         })
     }
 
-    fn refuse_unknown_features(&self, header: &Header) -> Result<(), FormatError> {
-        let mask = header.unknown_features();
+    /// The error of a version 3 header with unknown incompatible features that cannot be read otherwise: an unknown feature may have changed what
+    /// the field at fault means, so it is the reason to give, with the names that the image has for it. `cluster` is the first cluster, as far
+    /// as the file goes.
+    pub fn unknown_features(cluster: &[u8]) -> Option<FormatError> {
+        if be32(cluster, 4) != Some(3) {
+            return None;
+        }
+        let mask = be64(cluster, 72)? & !features::incompatible::KNOWN;
+        let mut extensions = Self::default();
+        let mut at = be32(cluster, 100).map_or(u64::MAX, u64::from);
+        while let Some((kind, length)) = head(cluster, at).filter(|&(kind, _)| kind != END) {
+            // Only for the names: what is wrong with other extensions does not matter here.
+            let kind = if kind == FEATURE_NAMES { kind } else { UNKNOWN };
+            match extensions.read_one(cluster, at, kind, length) {
+                Ok(next) => at = next,
+                Err(_) => break,
+            }
+        }
+        extensions.refuse_features(mask).err()
+    }
+
+    /// `mask`: the incompatible features that are not known here.
+    fn refuse_features(&self, mask: u64) -> Result<(), FormatError> {
         if mask == 0 {
             return Ok(());
         }
-        let known = |row: &&FeatureName| row.kind == 0 && mask & 1u64.wrapping_shl(u32::from(row.bit)) != 0;
         let mut unnamed = mask;
         let mut names = String::new();
-        for row in self.feature_names.iter().filter(known) {
-            unnamed &= !1u64.wrapping_shl(u32::from(row.bit));
+        for row in self.feature_names.iter().filter(|row| row.kind == 0) {
+            let bit = 1u64.wrapping_shl(u32::from(row.bit));
+            // The first name counts: with all that a cluster holds for one bit, the message would be megabytes long.
+            if unnamed & bit == 0 {
+                continue;
+            }
+            unnamed &= !bit;
             names.push_str(", ");
             names.push_str(&row.name);
         }

@@ -142,9 +142,10 @@ impl Header {
             length: prefix.len() as u64,
             wanted: u64::from(V2_LENGTH),
         };
-        let version = be32(prefix, 4).ok_or_else(truncated)?;
-        if !matches!(version, 2 | 3) {
-            return Err(FormatError::Version { version });
+        match be32(prefix, 4).ok_or_else(truncated)? {
+            1 => return Err(FormatError::Qcow1 {}),
+            2 | 3 => {}
+            version => return Err(FormatError::Version { version }),
         }
         let bits = be32(prefix, 20).ok_or_else(truncated)?;
         let geometry = Geometry::new(bits, false).ok_or(FormatError::ClusterBits { bits })?;

@@ -143,6 +143,66 @@ fn an_unknown_feature_is_named_by_the_image_without_its_control_characters() {
     }
 }
 
+/// With a second fault in the header, an unknown feature lost the name that the image has for it; and forty thousand names for one bit made a
+/// message of megabytes.
+#[test]
+fn an_unknown_feature_keeps_its_first_name_beside_other_faults() {
+    let (mut header, mut extensions) = valid();
+    header.incompatible = 1 << 40;
+    for name in ["time travel", "something else"] {
+        extensions.feature_names.push(qcow2_format::FeatureName {
+            kind: 0,
+            bit: 40,
+            name: name.into(),
+        });
+    }
+    let mut bytes = extensions.encode(&mut header).unwrap();
+    bytes.resize(65536, 0);
+    let named = FormatError::Features {
+        mask: 1 << 40,
+        names: ", time travel".into(),
+        unnamed: 0,
+    };
+    assert_eq!(read(&bytes).unwrap_err(), named);
+    bytes[96..100].copy_from_slice(&9u32.to_be_bytes());
+    assert_eq!(Extensions::unknown_features(&bytes), Some(named));
+    // Whatever the header's length or an extension claims.
+    for at in [100, 116] {
+        let mut bytes = bytes.clone();
+        bytes[at..at + 4].fill(0xff);
+        assert!(matches!(
+            Extensions::unknown_features(&bytes),
+            Some(FormatError::Features { unnamed, .. }) if unnamed == 1 << 40
+        ));
+    }
+    assert_eq!(Extensions::unknown_features(&cluster()), None);
+}
+
+/// Sixty thousand bitmaps were compared by name each with each: a directory of two megabytes took seconds to open.
+#[test]
+fn a_directory_full_of_bitmaps_is_read_at_once_and_a_name_stands_there_once() {
+    let entry = |name: u32| {
+        let mut bytes = vec![0; 32];
+        bytes[5] = 1;
+        bytes[11] = 1;
+        bytes[16..18].copy_from_slice(&[1, 16]);
+        bytes[19] = 8;
+        bytes[24..].copy_from_slice(format!("{name:08}").as_bytes());
+        bytes
+    };
+    let geometry = qcow2_format::Geometry::new(16, false).unwrap();
+    let parse = |bytes: &[u8]| {
+        let count = u32::try_from(bytes.len() / 32).unwrap();
+        qcow2_format::bitmap::parse_directory(bytes, qcow2_format::HostOffset(0), count, geometry)
+    };
+    let mut directory: Vec<u8> = (0..65534).flat_map(entry).collect();
+    let begin = std::time::Instant::now();
+    assert_eq!(parse(&directory).unwrap().len(), 65534);
+    assert!(begin.elapsed().as_secs() < 2);
+    directory.extend(entry(17));
+    assert_eq!(parse(&directory).unwrap_err().code(), "ERR_QCOW2_BITMAP_DIRECTORY");
+}
+
 #[test]
 fn every_prefix_and_every_flipped_bit_of_a_header_is_answered() {
     let whole = cluster();

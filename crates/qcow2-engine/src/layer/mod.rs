@@ -32,11 +32,12 @@ impl Format {
         }
     }
 
-    /// The format that the first bytes of a file show, by QEMU's rule: qcow2 if the magic is there with a version from 2 up.
+    /// The format that the first bytes of a file show, by QEMU's rule: qcow2 if the magic is there with a version from 2 up. Version 1 counts as
+    /// qcow2 too, which opening then refuses by its name: as a raw disk it would be read as what it is not.
     pub fn probe(prefix: &[u8]) -> Self {
         let version = prefix.get(4..8).and_then(|bytes| bytes.try_into().ok());
         let version = version.map_or(0, u32::from_be_bytes);
-        if prefix.starts_with(&qcow2_format::header::MAGIC) && version >= 2 {
+        if prefix.starts_with(&qcow2_format::header::MAGIC) && version >= 1 {
             Self::Qcow2
         } else {
             Self::Raw

@@ -40,10 +40,8 @@ pub(super) fn qcow2(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result
     };
     let cluster_size = Header::cluster_size(&file.read(HostOffset(0), PREFIX)?).map_err(|e| file.fault(e))?;
     let cluster = file.read(HostOffset(0), cluster_size)?;
-    let header = Header::parse(&cluster).map_err(|e| {
-        // An unknown feature may have changed what the field at fault means: it is the reason to name.
-        file.fault(unknown_features(&cluster).unwrap_or(e))
-    })?;
+    let header =
+        Header::parse(&cluster).map_err(|e| file.fault(Extensions::unknown_features(&cluster).unwrap_or(e)))?;
     let extensions = Extensions::parse(&cluster, &header).map_err(|e| file.fault(e))?;
 
     check_encryption(&header, &file, options)?;
@@ -128,21 +126,6 @@ fn lock(storage: &Arc<dyn Storage>, options: &LayerOptions) -> Result<(Vec<Image
         ));
     }
     Ok((vec![lock], notices))
-}
-
-/// The error of unknown incompatible features in a version 3 header that cannot be read otherwise.
-fn unknown_features(cluster: &[u8]) -> Option<FormatError> {
-    let word = |at: usize| cluster.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
-    if word(4) != Some(3) {
-        return None;
-    }
-    let features = (u64::from(word(72)?) << 32) | u64::from(word(76)?);
-    let mask = features & !incompatible::KNOWN;
-    (mask != 0).then(|| FormatError::Features {
-        mask,
-        names: String::new(),
-        unnamed: mask,
-    })
 }
 
 fn check_virtual_size(wanted: u64, options: &LayerOptions) -> Result<()> {
