@@ -4,8 +4,10 @@ import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
+import { create } from '../js/cli/commands/create.js'
+import type { Output } from '../js/cli/output.js'
 import { type Answer, answer } from './support/cli.js'
-import { CASES, wordsOf } from './support/cli-cases.js'
+import { CASES, contradictions, wordsOf } from './support/cli-cases.js'
 import { makeFixture } from './support/cli-fixture.js'
 import { parseJson, qemu, temporaryFolder } from './support/qemu.js'
 
@@ -18,7 +20,8 @@ test.before(async () => {
 })
 
 for (const [group, lines] of Object.entries(CASES)) {
-  test(`${group}: ${lines.length} command lines are answered as qemu-img answers them`, async (t) => {
+  // One group after the other: they only compete for the processors.
+  test.serial(`${group}: ${lines.length} command lines are answered as qemu-img answers them`, async (t) => {
     t.timeout(300_000)
     // Each side works in its own copy; the names in it are the same.
     const [theirs, ours] = ['theirs', 'ours'].map((side) => copyOfFixture(side)) as [string, string]
@@ -38,6 +41,22 @@ for (const [group, lines] of Object.entries(CASES)) {
     t.deepEqual(failures, [])
   })
 }
+
+test('of two contradictions in -o, the one that qemu-img tells is told', async (t) => {
+  const folder = temporaryFolder()
+  const file = join(folder, 'x')
+  const out = { print: () => {}, flush: () => {} } as unknown as Output
+  const program = { name: 'qemu-img', invoked: 'qemu-img', command: 'create', out, signal: new AbortController().signal }
+  for (const list of contradictions()) {
+    const words = ['-u', '-f', 'qcow2', '-o', list, file, '1M']
+    const expected = await answer('qemu-img', ['create', ...words], { cwd: folder, ours: false })
+    const actual = await create(program, words).then(
+      () => '',
+      (error: Error) => `qemu-img: ${error.message}\n`,
+    )
+    t.is(actual, expected.stderr, list)
+  }
+})
 
 function copyOfFixture(side: string): string {
   const folder = join(temporaryFolder(), side)

@@ -41,7 +41,10 @@ async function main(words: readonly string[]): Promise<number> {
   try {
     program.out.flush()
   } catch (error) {
-    if (!(error instanceof ReaderGone)) complain(program, `Could not write to standard output: ${(error as Error).message}`)
+    if (!(error instanceof ReaderGone)) {
+      complain(program, `Could not write to standard output: ${(error as Error).message}`)
+      code = 1
+    }
   }
   await interrupt.settle()
   return code
@@ -113,11 +116,10 @@ function writtenName(): string | undefined {
 }
 
 main(process.argv.slice(2)).then(
-  (code) => {
-    process.exitCode = code
-  },
+  // Everything is written by now. An end that waits to be found would first give up the signals: a late SIGUSR1 would then kill.
+  (code) => process.exit(code),
   (error: unknown) => {
     printError(`${error instanceof Error ? error.stack : String(error)}\n`)
-    process.exitCode = 1
+    process.exit(1)
   },
 )

@@ -32,7 +32,7 @@ export class ProgressLine {
   /** A job that was not finished does not reach 100. */
   finish(wholly: boolean): void {
     if (this.printed < 0) this.show(0)
-    if (wholly) this.show(100)
+    if (wholly && this.percent !== 100) this.show(100)
   }
 
   /** Ends the line. */
