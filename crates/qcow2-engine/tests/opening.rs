@@ -655,6 +655,56 @@ fn version_1_is_another_format_and_named_so_even_where_nobody_says_which() {
     );
 }
 
+/// The length of a LUKS header is believed as far as the file goes: in a sparse file of exabytes the check counted its clusters for ever, in
+/// gigabytes of memory, and did not stop when told to.
+#[test]
+fn a_check_of_a_sparse_file_stops_at_its_memory_limit_and_when_told_to() {
+    let folder = Folder::new();
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,cluster_size=512";
+    let secret = ["--object", "secret,id=s,data=abc"];
+    let args = [
+        ["create", "-q"],
+        secret,
+        ["-f", "qcow2"],
+        ["-o", options],
+        ["a.qcow2", "1M"],
+    ]
+    .concat();
+    qemu_img(&folder, &args);
+    let image = Bytes(std::fs::read(folder.path("a.qcow2")).unwrap());
+    // The first extension: its kind, its length, its place, and how long what is there is.
+    let image = image.put64(128, 1 << 61);
+    let check = |limit: u64, cancelled: bool| {
+        let options = LayerOptions {
+            for_check: true,
+            limits: Limits {
+                max_memory: limit,
+                ..Limits::default()
+            },
+            ..LayerOptions::default()
+        };
+        let storage = Arc::new(Sparse {
+            bytes: MemoryStorage::new(image.0.clone()),
+            reads: 0.into(),
+        });
+        let layer = Layer::open_qcow2(storage, &options).unwrap();
+        let context = qcow2_engine::JobContext::quiet();
+        std::thread::scope(|scope| {
+            let cancel = context.cancel.clone();
+            if cancelled {
+                scope.spawn(move || {
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                    cancel.cancel();
+                });
+            }
+            let options = qcow2_engine::CheckOptions { max_findings: 10 };
+            qcow2_engine::check(&layer, &options, &context).map(|_| ()).unwrap_err()
+        })
+    };
+    assert_eq!(check(1 << 20, false).code(), "ERR_QCOW2_LIMIT");
+    assert_eq!(check(u64::MAX, true).code(), "ERR_QCOW2_CANCELLED");
+}
+
 /// Four million L1 entries that name one L2 table are one range of zeros: its end is found after minutes, and until then nothing could stop it.
 #[test]
 fn a_map_over_millions_of_tables_can_be_cancelled() {

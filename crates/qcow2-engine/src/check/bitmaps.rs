@@ -20,7 +20,7 @@ impl Check<'_> {
             self.found(damaged("its offset or size is not valid".to_owned()));
             return Ok(());
         }
-        self.reference(offset, size, Table::BitmapDirectory);
+        self.reference(offset, size, Table::BitmapDirectory)?;
         let directory = match self.reader.read(offset, size) {
             Ok(directory) => directory,
             Err(error) => {
@@ -38,16 +38,16 @@ impl Check<'_> {
         for bitmap in bitmaps {
             self.context.cancel.check()?;
             let length = u64::from(bitmap.table_entries).saturating_mul(8);
-            self.reference(bitmap.table_offset, length, Table::BitmapTable);
+            self.reference(bitmap.table_offset, length, Table::BitmapTable)?;
             match self.reader.read(bitmap.table_offset, length) {
-                Ok(table) => self.bitmap_table(&table, bitmap.table_offset.0),
+                Ok(table) => self.bitmap_table(&table, bitmap.table_offset.0)?,
                 Err(error) => self.unreadable(Table::BitmapTable, bitmap.table_offset, length, &error),
             }
         }
         Ok(())
     }
 
-    fn bitmap_table(&mut self, table: &[u8], offset: u64) {
+    fn bitmap_table(&mut self, table: &[u8], offset: u64) -> Result<()> {
         let size = self.reader.header.geometry.cluster_size();
         for (index, entry) in (0u64..).zip(words(table).map(BitmapTableEntry)) {
             let data = entry.data_offset();
@@ -61,8 +61,9 @@ impl Check<'_> {
                 continue;
             }
             if let Some(data) = data {
-                self.reference(data, size, Table::BitmapTable);
+                self.reference(data, size, Table::BitmapTable)?;
             }
         }
+        Ok(())
     }
 }

@@ -54,6 +54,11 @@ impl Counts {
         }
     }
 
+    /// Bytes that the counts take, about.
+    pub(super) fn memory(&self) -> u64 {
+        (self.chunks.len() as u64).saturating_mul(CHUNK_BYTES as u64) + (self.large.len() as u64).saturating_mul(32)
+    }
+
     /// The chunks that hold any count, by number.
     pub(super) fn chunks(&self) -> impl Iterator<Item = u64> + '_ {
         self.chunks.keys().copied()

@@ -67,6 +67,8 @@ struct Check<'a> {
     reader: Reader<'a>,
     context: &'a JobContext,
     counts: Counts,
+    /// Most bytes of counts.
+    max_memory: u64,
     findings: Findings,
     report: CheckReport,
 }
@@ -87,6 +89,7 @@ pub fn check(layer: &Layer, options: &CheckOptions, context: &JobContext) -> Res
     context.progress.begin("check", reader.work());
     let mut check = Check {
         counts: Counts::new(),
+        max_memory: layer.options().limits.max_memory,
         findings: Findings::new(options.max_findings),
         report: CheckReport {
             total_clusters: header.geometry.clusters(header.virtual_size()),
@@ -97,21 +100,21 @@ pub fn check(layer: &Layer, options: &CheckOptions, context: &JobContext) -> Res
     };
     let (snapshots, snapshot_table_length) = check.snapshot_table();
 
-    check.reference(HostOffset(0), header.geometry.cluster_size(), Table::Header);
+    check.reference(HostOffset(0), header.geometry.cluster_size(), Table::Header)?;
     let mut trees = tree::Trees::default();
     check.active_tree(&mut trees)?;
     for snapshot in &snapshots {
         check.snapshot_tree(&mut trees, snapshot)?;
     }
     check.count_shared_tables(&trees)?;
-    check.reference(header.snapshots_offset, snapshot_table_length, Table::SnapshotTable);
+    check.reference(header.snapshots_offset, snapshot_table_length, Table::SnapshotTable)?;
     check.reference(
         header.refcount_table_offset,
         header.refcount_table_bytes(),
         Table::RefcountTable,
-    );
+    )?;
     if let Some(encryption) = extensions.encryption {
-        check.reference(encryption.offset, encryption.length, Table::EncryptionHeader);
+        check.reference(encryption.offset, encryption.length, Table::EncryptionHeader)?;
     }
     if let Some(bitmaps) = extensions.bitmaps.filter(|_| header.autoclear & 1 != 0) {
         check.bitmaps(bitmaps)?;
@@ -126,13 +129,13 @@ pub fn check(layer: &Layer, options: &CheckOptions, context: &JobContext) -> Res
 
 impl Check<'_> {
     /// Counts one reference to each host cluster that a range touches.
-    fn reference(&mut self, offset: HostOffset, length: u64, table: Table) {
-        self.reference_times(offset, length, table, 1);
+    fn reference(&mut self, offset: HostOffset, length: u64, table: Table) -> Result<()> {
+        self.reference_times(offset, length, table, 1)
     }
 
-    fn reference_times(&mut self, offset: HostOffset, length: u64, table: Table, times: u64) {
+    fn reference_times(&mut self, offset: HostOffset, length: u64, table: Table, times: u64) -> Result<()> {
         if length == 0 {
-            return;
+            return Ok(());
         }
         let geometry = self.reader.header.geometry;
         let end = offset.0.saturating_add(length);
@@ -142,7 +145,7 @@ impl Check<'_> {
             finding.offset = Some(offset.0);
             finding.length = Some(length);
             self.found(finding);
-            return;
+            return Ok(());
         }
         let maximum = self.reader.header.refcount_order.max();
         for cluster in geometry.cluster_index(offset).0..geometry.clusters(end) {
@@ -152,7 +155,20 @@ impl Check<'_> {
                 finding.cluster = Some(cluster);
                 self.found(finding);
             }
+            // A sparse file may be exabytes long for nothing, and all that lies in it is believed.
+            if cluster.is_multiple_of(counts::CHUNK_CLUSTERS) {
+                self.context.cancel.check()?;
+            }
+            let wanted = self.counts.memory();
+            if wanted > self.max_memory {
+                return Err(Error::Limit {
+                    limit: "maxMemory",
+                    allowed: self.max_memory,
+                    wanted,
+                });
+            }
         }
+        Ok(())
     }
 
     /// Counts and keeps a finding.

@@ -47,7 +47,7 @@ impl Check<'_> {
                 self.found(finding(FindingCode::RefcountBlockOutside));
                 continue;
             }
-            self.reference(offset, geometry.cluster_size(), Table::RefcountTable);
+            self.reference(offset, geometry.cluster_size(), Table::RefcountTable)?;
             let references = self.counts.get(cluster);
             if references != 1 {
                 let finding = finding(FindingCode::RefcountBlockReferences);

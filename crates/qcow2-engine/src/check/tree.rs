@@ -56,7 +56,7 @@ impl Check<'_> {
 
     pub(super) fn tree(&mut self, trees: &mut Trees, tree: Tree<'_>) -> Result<()> {
         let length = u64::from(tree.l1_entries).saturating_mul(8);
-        self.reference(tree.l1_offset, length, Table::L1);
+        self.reference(tree.l1_offset, length, Table::L1)?;
         let table = match self.reader.read(tree.l1_offset, length) {
             Ok(table) => table,
             Err(error) => {
@@ -72,12 +72,12 @@ impl Check<'_> {
             .filter(|(_, entry)| entry.0 != 0)
         {
             self.context.cancel.check()?;
-            self.l1_entry(trees, tree, index, entry);
+            self.l1_entry(trees, tree, index, entry)?;
         }
         Ok(())
     }
 
-    fn l1_entry(&mut self, trees: &mut Trees, tree: Tree<'_>, index: u64, entry: L1Entry) {
+    fn l1_entry(&mut self, trees: &mut Trees, tree: Tree<'_>, index: u64, entry: L1Entry) -> Result<()> {
         let geometry = self.reader.header.geometry;
         let at = tree.l1_offset.0.saturating_add(index.saturating_mul(8));
         let finding = |code, value| Finding {
@@ -99,12 +99,12 @@ impl Check<'_> {
             if entry.copied() {
                 self.found(finding(FindingCode::CopiedWithoutOffset, entry.0));
             }
-            return;
+            return Ok(());
         };
-        self.reference(l2_offset, geometry.cluster_size(), Table::L1);
+        self.reference(l2_offset, geometry.cluster_size(), Table::L1)?;
         if !l2_offset.is_aligned(geometry.cluster_size()) {
             self.found(finding(FindingCode::UnalignedTable, l2_offset.0));
-            return;
+            return Ok(());
         }
         if tree.snapshot.is_none()
             && let Some(refcount) = self.reader.refcount(geometry.cluster_index(l2_offset).0)
@@ -116,11 +116,11 @@ impl Check<'_> {
             });
         }
         self.context.progress.advance(geometry.cluster_size());
-        self.visit(trees, tree, index, l2_offset);
+        self.visit(trees, tree, index, l2_offset)
     }
 
     /// Walks an L2 table, or remembers that it is named once more.
-    fn visit(&mut self, trees: &mut Trees, tree: Tree<'_>, l1_index: u64, l2_offset: HostOffset) {
+    fn visit(&mut self, trees: &mut Trees, tree: Tree<'_>, l1_index: u64, l2_offset: HostOffset) -> Result<()> {
         let active = tree.snapshot.is_none();
         if let Some(walked) = trees.walked.get_mut(&l2_offset) {
             walked.again = walked.again.saturating_add(1);
@@ -135,15 +135,18 @@ impl Check<'_> {
                     .for_each(|finding| self.findings.defer(finding.clone()));
                 self.total(walked.totals);
             }
-            return;
+            return Ok(());
         }
         let length = self.reader.header.geometry.cluster_size();
         if self.reader.is_hole(l2_offset, length) {
-            return;
+            return Ok(());
         }
         let table = match self.reader.read(l2_offset, length) {
             Ok(table) => table,
-            Err(error) => return self.unreadable(Table::L2, l2_offset, length, &error),
+            Err(error) => {
+                self.unreadable(Table::L2, l2_offset, length, &error);
+                return Ok(());
+            }
         };
         if (table.len() as u64) < length {
             self.truncated(Table::L2, l2_offset, length);
@@ -158,12 +161,13 @@ impl Check<'_> {
             walked: Walked::default(),
         };
         for (index, entry) in l2_entries(&table, self.reader.header.geometry.extended_l2()) {
-            self.l2_entry(&mut walk, index, entry);
+            self.l2_entry(&mut walk, index, entry)?;
         }
         if active {
             self.total(walk.walked.totals);
         }
         trees.walked.insert(l2_offset, walk.walked);
+        Ok(())
     }
 
     fn total(&mut self, totals: Totals) {
@@ -173,7 +177,7 @@ impl Check<'_> {
         report.compressed_clusters = report.compressed_clusters.saturating_add(totals.compressed);
     }
 
-    fn l2_entry(&mut self, walk: &mut Walk<'_>, index: u64, entry: L2Entry) {
+    fn l2_entry(&mut self, walk: &mut Walk<'_>, index: u64, entry: L2Entry) -> Result<()> {
         let rules = self.reader.header.entry_rules();
         let guest = rules.geometry.guest_offset(walk.l1_index, index).unwrap_or_default();
         if entry.is_compressed() {
@@ -191,12 +195,12 @@ impl Check<'_> {
             self.in_l2(walk, index, guest, code, value);
         }
         if plain_zero || (host.0 == 0 && !(rules.data_file && entry.copied())) {
-            return;
+            return Ok(());
         }
         walk.plain(host, rules.geometry.cluster_size());
         if !rules.data_file {
             let before = self.findings.counted().corruptions;
-            self.reference(host, rules.geometry.cluster_size(), Table::L2);
+            self.reference(host, rules.geometry.cluster_size(), Table::L2)?;
             let beyond = self.findings.counted().corruptions > before;
             if !beyond && host.0 >= self.reader.file_length && has_data(entry, rules.geometry.extended_l2()) {
                 let finding = walk.finding(FindingCode::Truncated, index, guest, rules.geometry.cluster_size());
@@ -214,6 +218,7 @@ impl Check<'_> {
         if walk.tree.snapshot.is_none() {
             self.copied_flag(walk, index, entry, guest, &rules);
         }
+        Ok(())
     }
 
     fn copied_flag(&mut self, walk: &mut Walk<'_>, index: u64, entry: L2Entry, guest: GuestOffset, rules: &EntryRules) {
@@ -243,7 +248,7 @@ impl Check<'_> {
         entry: L2Entry,
         guest: GuestOffset,
         rules: &EntryRules,
-    ) {
+    ) -> Result<()> {
         let plain = L2Entry {
             word: entry.word & !(1 << 63),
             ..entry
@@ -254,16 +259,16 @@ impl Check<'_> {
         }
         let descriptor = match plain.mapping(rules, guest) {
             Ok(ClusterMapping::Compressed(descriptor)) => descriptor,
-            Ok(_) => return,
+            Ok(_) => return Ok(()),
             Err(fault) => {
                 if let Some((code, value)) = finding_of(fault, entry) {
                     self.in_l2(walk, index, guest, code, value);
                 }
-                return;
+                return Ok(());
             }
         };
         let before = self.findings.counted().corruptions;
-        self.reference(descriptor.offset, descriptor.length(), Table::L2);
+        self.reference(descriptor.offset, descriptor.length(), Table::L2)?;
         if self.findings.counted().corruptions > before {
             walk.walked.findings.extend(self.findings.last_kept());
         } else if descriptor.end().0 > self.reader.file_length {
@@ -282,6 +287,7 @@ impl Check<'_> {
         for counter in [&mut totals.allocated, &mut totals.compressed, &mut totals.fragmented] {
             *counter = counter.saturating_add(1);
         }
+        Ok(())
     }
 
     /// Counts the references of tables that were named more than once as often as they were named.
@@ -306,7 +312,7 @@ impl Check<'_> {
                 };
                 // Those beyond the end of the file were found, and counted, at each visit.
                 if host.0.saturating_add(bytes).saturating_sub(self.reader.file_length) <= length {
-                    self.reference_times(host, bytes, Table::L2, walked.again);
+                    self.reference_times(host, bytes, Table::L2, walked.again)?;
                 }
             }
         }
