@@ -280,6 +280,8 @@ export interface LayerFacts {
   fileSize: bigint
   /** What the file takes on its device. */
   actualSize?: bigint
+  /** What its tables take in memory while it is open. */
+  tableBytes: number
   /** Cluster size. */
   clusterSize?: number
   /** With `inode`: what makes two files the same. */

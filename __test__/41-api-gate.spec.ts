@@ -1,6 +1,6 @@
 /** What an image names is opened only if the caller's policy says so, and a format is never guessed below the top. */
 import { execFileSync } from 'node:child_process'
-import { copyFile, link, mkdir, readFile, rename, symlink, writeFile } from 'node:fs/promises'
+import { copyFile, link, mkdir, open as openFile, readFile, rename, symlink, writeFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import test from 'ava'
@@ -350,4 +350,24 @@ test('info opens nothing that is named', async (t) => {
   t.like(facts, { backingFile: 'fifo', backingFormat: 'raw', fullBackingFile: join(folder, 'fifo') })
   const gone = await info(await naming(folder, '/nowhere/at/all', 'qcow2'))
   t.like(gone, { backingFile: '/nowhere/at/all', fullBackingFile: '/nowhere/at/all' })
+})
+
+// A chain of small sparse files whose tables are 32 MiB of holes each was opened to its end, in gigabytes of memory, before it was refused.
+test('opening a chain stops at the layer whose tables pass the memory limit', async (t) => {
+  const folder = temporaryFolder()
+  for (let depth = 0; depth < 12; depth++) {
+    const path = join(folder, `${depth}.qcow2`)
+    await rename(await naming(folder, `${depth + 1}.qcow2`, 'qcow2'), path)
+    const file = await openFile(path, 'r+')
+    const header = Buffer.alloc(12)
+    header.writeUInt32BE(1 << 22, 0)
+    header.writeBigUInt64BE(1n << 20n, 4)
+    await file.write(header, 0, 12, 36)
+    await file.truncate(33 * MIB)
+    await file.close()
+  }
+  const error = await failure(() => open(join(folder, '0.qcow2')))
+  t.deepEqual(error.details, { limit: 'maxMemory', allowed: String(256 * MIB), wanted: String(9 * 32 * MIB) })
+  const small = await failure(() => open(join(folder, '0.qcow2'), { limits: { maxMemory: 64 * MIB } }))
+  t.is(small.details.wanted, String(96 * MIB))
 })

@@ -50,6 +50,8 @@ export interface LayerFacts {
   virtualSize: bigint
   fileSize: bigint
   actualSize?: bigint
+  /** What its tables take in memory while it is open. */
+  tableBytes: number
   clusterSize?: number
   /** What makes two files the same. */
   device?: bigint

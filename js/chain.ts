@@ -79,6 +79,7 @@ async function openNext(step: Step, layers: OpenedLayer[], settings: Settings): 
   const layer: OpenedLayer = { facts, window: (step.spec.offset ?? 0n) > 0n, ...(step.path === undefined ? {} : { path: step.path }) }
   const description: LayerDescription = { depth, format: facts.format, ...pathOf({ depth, format: facts.format, path: step.path }) }
   layers.push(layer)
+  refuseMemory(layers, settings)
   if (step.passage !== undefined) await refuseReplaced(step.passage, facts)
   refuseLoop(layers)
   refuseNamesOfProbed(facts, description, settings)
@@ -192,6 +193,15 @@ function refuseDepth(depth: number, { layer }: Settings): void {
   if (depth < layer.maxChainDepth) return
   throw new Qcow2Error('ERR_QCOW2_LIMIT', `the chain has more than ${layer.maxChainDepth} layers`, {
     details: { limit: 'maxChainDepth', allowed: String(layer.maxChainDepth), wanted: String(depth + 1) },
+  })
+}
+
+/** The core bounds the tables of one layer, and of all when they are a chain: but two hundred that are open before that could be gigabytes. */
+function refuseMemory(layers: readonly OpenedLayer[], { layer: { maxMemory } }: Settings): void {
+  const wanted = layers.reduce((sum, { facts }) => sum + facts.tableBytes, 0)
+  if (wanted <= maxMemory) return
+  throw new Qcow2Error('ERR_QCOW2_LIMIT', `maxMemory is ${maxMemory}, but the tables of the chain need ${wanted} bytes or more`, {
+    details: { limit: 'maxMemory', allowed: String(maxMemory), wanted: String(wanted) },
   })
 }
 

@@ -53,6 +53,8 @@ pub struct LayerFacts {
     pub file_size: BigInt,
     /// What the file takes on its device.
     pub actual_size: Option<BigInt>,
+    /// What its tables take in memory while it is open.
+    pub table_bytes: f64,
     /// Cluster size.
     pub cluster_size: Option<u32>,
     /// With `inode`: what makes two files the same.
@@ -193,6 +195,7 @@ impl LayerFacts {
             virtual_size: layer.virtual_size().into(),
             file_size: layer.storage().length().map_err(failed)?.into(),
             actual_size: layer.storage().allocated_bytes().map_err(failed)?.map(BigInt::from),
+            table_bytes: (layer.l1().len() as u64 * 8 + layer.snapshot_table_bytes()) as f64,
             cluster_size: layer.cluster_size().and_then(|size| u32::try_from(size).ok()),
             device: identity.map(|identity| identity.device.into()),
             inode: identity.map(|identity| identity.inode.into()),
