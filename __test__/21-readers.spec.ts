@@ -68,8 +68,13 @@ test('7-Zip and libqcow read every image that we convert to within what they kno
       clusterSize: 2 ** random.between(9, 21),
       threads: 2,
       ...(compat === '1.1' ? { refcountBits: 2 ** random.int(7) } : {}),
-      ...(random.chance(0.6) ? { compression: 'zlib', level: random.between(1, 9) } : {}),
-      ...(random.chance(0.2) ? { preallocation: 'metadata', compression: false } : {}),
+      ...random.pick<ConvertOptions>([
+        {},
+        { preallocation: 'metadata' },
+        { compression: 'zlib' },
+        { compression: 'zlib', level: random.between(1, 9) },
+        { compression: 'zlib', level: random.between(1, 9) },
+      ]),
     }
     await convert(source, target, options)
     const words = `QCOW2_SEED=${seed}: ${JSON.stringify(options)}`
@@ -116,7 +121,7 @@ test('our deflate needs no more than a 4 KiB window, at every level', async (t) 
   ])
   writeFileSync(source, bytes.subarray(0, bytes.length - (bytes.length % 512)))
   for (let level = 1; level <= 9; level++)
-    for (const clusterSize of [65536, 2 ** 21]) {
+    for (const clusterSize of level % 4 === 1 ? [65536, 2 ** 21] : [65536]) {
       const target = join(folder, `${level}-${clusterSize}.qcow2`)
       await convert(source, target, { sourceFormat: 'raw', format: 'qcow2', compression: 'zlib', level, clusterSize })
       const clusters = storedClusters(bytesOf(readFileSync(target))).filter(({ compressed }) => compressed !== undefined)

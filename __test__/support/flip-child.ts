@@ -59,7 +59,7 @@ function witness(bytes: Buffer, cluster: number): Witness | undefined {
 }
 
 async function ours(bytes: Buffer, cluster: number): Promise<Answer<{ size: bigint; parts: Answer<Uint8Array>[] }>> {
-  const opened = await answer('open', open(new Uint8Array(bytes), { bigint: true, backingFiles: 'deny' }))
+  const opened = await answer('open', open(bytes, { bigint: true, backingFiles: 'deny' }))
   if ('error' in opened) return opened
   const disk = opened.value
   const size = BigInt(disk.virtualSize)
@@ -134,8 +134,8 @@ async function main(): Promise<void> {
       if (right) report.right++
       else report.refused++
     }
-    await answer('info', info(new Uint8Array(bytes)))
-    await answer('check', check(new Uint8Array(bytes)))
+    await answer('info', info(bytes))
+    await answer('check', check(bytes))
   }
 
   await one(Buffer.from(image.bytes), 'undamaged', true)
