@@ -21,10 +21,14 @@ for (const kind of ['flips', 'cuts'])
       const folder = temporaryFolder()
       const step = join(folder, 'step')
       const report = join(folder, 'report')
-      const child = await run(process.execPath, ['--require', 'tsx/cjs', join(__dirname, 'support', 'flip-child.ts'), mix, kind, step, report], {
-        timeout: LIMIT,
-        cwd: join(__dirname, '..'),
-      })
+      const child = await run(
+        process.execPath,
+        ['--expose-gc', '--require', 'tsx/cjs', join(__dirname, 'support', 'flip-child.ts'), mix, kind, step, report],
+        {
+          timeout: LIMIT,
+          cwd: join(__dirname, '..'),
+        },
+      )
       const last = existsSync(step) ? readFileSync(step, 'utf8') : 'none'
       t.is(child.code, 0, `the process ended with these in flight:\n${last}\n${child.stderr}`)
       const { tried, right, refused, wrong, codes, peak, before } = JSON.parse(readFileSync(report, 'utf8')) as FlipReport
