@@ -7,7 +7,7 @@ import test from 'ava'
 import { create } from '../js/cli/commands/create.js'
 import type { Output } from '../js/cli/output.js'
 import { type Answer, answer } from './support/cli.js'
-import { CASES, contradictions, wordsOf } from './support/cli-cases.js'
+import { cases, contradictions, wordsOf } from './support/cli-cases.js'
 import { makeFixture } from './support/cli-fixture.js'
 import { parseJson, qemu, temporaryFolder } from './support/qemu.js'
 
@@ -19,7 +19,7 @@ test.before(async () => {
   await makeFixture(fixture)
 })
 
-for (const [group, lines] of Object.entries(CASES)) {
+for (const [group, lines] of cases()) {
   // One group after the other: they only compete for the processors.
   test.serial(`${group}: ${lines.length} command lines are answered as qemu-img answers them`, async (t) => {
     t.timeout(300_000)
