@@ -2,8 +2,7 @@
  * Standard output and standard error as a C program has them: stdout comes out when the process ends (or, on a terminal, at each line),
  * stderr at once. Written by file descriptor: Node.js's own streams cost more start-up than the rest of the command.
  */
-import { writeSync } from 'node:fs'
-import { isatty } from 'node:tty'
+import { fstatSync, writeSync } from 'node:fs'
 
 /** Kept back at most; a map of millions of lines must not become one string. */
 const BUFFER = 1 << 16
@@ -18,7 +17,8 @@ export class Output {
   private readonly immediate: boolean
 
   constructor(private readonly fd = 1) {
-    this.immediate = isatty(fd)
+    // A terminal. Of other devices nobody notices; and asking node:tty would load all of node:net.
+    this.immediate = isDevice(fd)
   }
 
   print(text: string): void {
@@ -34,6 +34,15 @@ export class Output {
     this.parts = []
     this.length = 0
     writeAll(this.fd, Buffer.from(text))
+  }
+}
+
+function isDevice(fd: number): boolean {
+  try {
+    return fstatSync(fd).isCharacterDevice()
+  } catch {
+    // Closed by whoever called.
+    return false
   }
 }
 
