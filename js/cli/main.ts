@@ -42,7 +42,7 @@ async function main(words: readonly string[]): Promise<number> {
     program.out.flush()
   } catch (error) {
     if (!(error instanceof ReaderGone)) {
-      complain(program, `Could not write to standard output: ${(error as Error).message}`)
+      complain(program, (error as Error).message)
       code = 1
     }
   }

@@ -3,6 +3,7 @@
  * stderr at once. Written by file descriptor: Node.js's own streams cost more start-up than the rest of the command.
  */
 import { fstatSync, writeSync } from 'node:fs'
+import { strerror } from './strerror.js'
 
 /** Kept back at most; a map of millions of lines must not become one string. */
 const BUFFER = 1 << 16
@@ -33,7 +34,12 @@ export class Output {
     const text = this.parts.join('')
     this.parts = []
     this.length = 0
-    writeAll(this.fd, Buffer.from(text))
+    try {
+      writeAll(this.fd, Buffer.from(text))
+    } catch (error) {
+      if (error instanceof ReaderGone) throw error
+      throw new Error(`Could not write to standard output: ${strerror((error as NodeJS.ErrnoException).errno ?? 0)}`)
+    }
   }
 }
 
