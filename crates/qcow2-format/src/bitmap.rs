@@ -1,4 +1,4 @@
-//! The bitmap directory (`format.md` section 7).
+//! The bitmap directory (qcow2 specification, "Bitmaps").
 
 use std::collections::HashSet;
 

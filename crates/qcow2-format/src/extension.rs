@@ -1,4 +1,4 @@
-//! Header extensions and the backing file name (`format.md` section 3).
+//! Header extensions and the backing file name (qcow2 specification, "Header extensions").
 
 use crate::bytes::{be32, be64, round_up_8};
 use crate::error::FormatError;

@@ -1,4 +1,4 @@
-//! Feature bits of the header (`format.md` section 2).
+//! Feature bits of the header (qcow2 specification, "Header").
 
 /// Incompatible features: a reader that does not know a set bit must refuse the image.
 pub mod incompatible {

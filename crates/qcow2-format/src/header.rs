@@ -1,4 +1,4 @@
-//! The header (`format.md` section 1).
+//! The header (qcow2 specification, "Header").
 //!
 //! ```text
 //!   0 magic   4 version   8 backing name offset   16 backing name length   20 cluster_bits   24 size   32 crypt_method

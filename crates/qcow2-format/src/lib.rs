@@ -18,6 +18,7 @@
 
 pub mod bitmap;
 mod bytes;
+mod compressed;
 pub mod entry;
 mod error;
 pub mod extension;
@@ -29,7 +30,8 @@ pub mod refcount;
 pub mod snapshot;
 mod units;
 
-pub use entry::{ClusterMapping, CompressedDescriptor, EntryFault, L1Entry, L2Entry};
+pub use compressed::CompressedDescriptor;
+pub use entry::{ClusterMapping, EntryFault, L1Entry, L2Entry};
 pub use error::{FormatError, Table};
 pub use extension::{BitmapsExtension, CryptoExtension, Extensions, FeatureName};
 pub use geometry::Geometry;

@@ -1,4 +1,4 @@
-//! What a reader accepts at most. The numbers are QEMU's (`format.md` section 12); nothing larger is ever allocated for.
+//! What a reader accepts at most. The numbers are QEMU's; nothing larger is ever allocated for.
 
 /// Smallest `cluster_bits`: clusters of 512 bytes.
 pub const MIN_CLUSTER_BITS: u32 = 9;

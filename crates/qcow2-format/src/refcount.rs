@@ -1,4 +1,4 @@
-//! Refcount table entries and refcount blocks (`format.md` section 5).
+//! Refcount table entries and refcount blocks (qcow2 specification, "Host cluster management").
 
 use crate::bytes::{be16, be32, be64};
 use crate::geometry::Geometry;

@@ -1,4 +1,4 @@
-//! The snapshot table (`format.md` section 6).
+//! The snapshot table (qcow2 specification, "Snapshots").
 
 use crate::bytes::{be16, be32, be64, round_up_8};
 use crate::error::FormatError;
