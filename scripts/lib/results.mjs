@@ -32,10 +32,10 @@ export function readTap({ code, output }) {
   return judge('ava', code, counts)
 }
 
-/** The failed tests of a TAP text, with what they said. */
+/** The failed tests of a TAP text, with what they said: everything up to the next line of TAP. */
 export function failedBlocks(output) {
-  const blocks = plain(output).match(/^not ok \d+.*\n(?:[ \t]+.*\n|\n)*/gm) ?? []
-  return blocks.filter((block) => !/# TODO/.test(block.split('\n')[0]))
+  const blocks = plain(output).split(/^(?=(?:not )?ok \d|\d+\.\.\d+)/m)
+  return blocks.filter((block) => /^not ok \d/.test(block) && !/# TODO/.test(block.split('\n')[0]))
 }
 
 function judge(runner, code, counts, mayBeEmpty = false) {
