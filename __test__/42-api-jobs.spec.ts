@@ -336,10 +336,10 @@ test('measure gives the numbers of qemu-img', async (t) => {
     [['-o', 'cluster_size=4096'], { clusterSize: 4096 }],
     [['-o', 'preallocation=full'], { preallocation: 'full' }],
   ] as [string[], object][]) {
-    const wanted = await qemu.measure('-O', 'qcow2', ...words, base)
+    const wanted = await qemu.measure(base, '-O', 'qcow2', ...words)
     t.like(await measure(base, { format: 'qcow2', ...options }), { required: wanted.required, fullyAllocated: wanted['fully-allocated'] })
   }
-  const wanted = await qemu.measure('-O', 'qcow2', '--size', '10G')
+  const wanted = await qemu.measure(undefined, '-O', 'qcow2', '--size', '10G')
   t.deepEqual(await measure({ size: '10G' }, { format: 'qcow2' }), { required: wanted.required, fullyAllocated: wanted['fully-allocated'] })
   t.is((await failure(() => measure({ size: 1 }, { snapshot: 'x' }))).details.argument, 'snapshot')
 })

@@ -181,8 +181,9 @@ export const qemu = {
     }
   },
 
-  async measure(path: string, ...words: string[]): Promise<{ required: number; 'fully-allocated': number; bitmaps?: number }> {
-    const outcome = await mustBeside('qemu-img', path, ['measure', '--output=json', ...words, path])
+  /** Without a path the words give a size. */
+  async measure(path: string | undefined, ...words: string[]): Promise<{ required: number; 'fully-allocated': number; bitmaps?: number }> {
+    const outcome = await mustBeside('qemu-img', path ?? '', ['measure', '--output=json', ...words, ...(path === undefined ? [] : [path])])
     return parseJson(outcome.stdout.toString()) as unknown as { required: number; 'fully-allocated': number; bitmaps?: number }
   },
 }
