@@ -11,6 +11,8 @@
     reason = "shared by several test programs, none of which uses all of it"
 )]
 
+pub mod bytes;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
