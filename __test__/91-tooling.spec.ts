@@ -1,9 +1,30 @@
 /** The scripts that judge a change: what they count, what they forbid, and what a failed load tells. */
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { join, relative } from 'node:path'
 import test from 'ava'
 import { loadFailureText, loadOrExplain, type Platform } from '../js/load.js'
 import { isAllowed } from '../scripts/check-licenses.mjs'
 import { judgeImport } from '../scripts/check-rooms.mjs'
 import { failedBlocks, readCargoTest, readNextest, readTap } from '../scripts/lib/results.mjs'
+import { digest } from '../scripts/lib/stamp.mjs'
+import { temporaryFolder } from './support/qemu.js'
+
+test('a change in a source folder called target is noticed, and what Cargo builds is not', (t) => {
+  // Folders of that name were skipped, and crates/qcow2-engine/src/target was one: a change there did not build the addon anew.
+  const folder = temporaryFolder()
+  mkdirSync(join(folder, 'src', 'target'), { recursive: true })
+  mkdirSync(join(folder, 'built'))
+  const source = join(folder, 'src', 'target', 'mod.rs')
+  const tag = join(folder, 'built', 'CACHEDIR.TAG')
+  const object = join(folder, 'built', 'object.o')
+  for (const path of [source, tag, object]) writeFileSync(path, 'one')
+  const digests = [source, object].map((path) => {
+    const before = digest(relative(process.cwd(), folder))
+    writeFileSync(path, 'two')
+    return before === digest(relative(process.cwd(), folder))
+  })
+  t.deepEqual(digests, [false, true])
+})
 
 test('counts of nextest are those of its summary', (t) => {
   const output = '     Summary [   0.412s] 314 tests run: 312 passed (1 slow), 2 failed, 3 skipped\n        FAIL [   0.010s] a b\n'

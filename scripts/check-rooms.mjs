@@ -92,9 +92,11 @@ function filesUnder(folder, pattern) {
   const path = join(root, folder)
   if (!statSync(path, { throwIfNoEntry: false })) return []
   const entries = readdirSync(path, { withFileTypes: true })
+  // What Cargo builds, by its mark: a source folder may be called `target` too.
+  if (entries.some(({ name }) => name === 'CACHEDIR.TAG')) return []
   return entries.flatMap((entry) => {
     const name = join(folder, entry.name)
-    if (entry.isDirectory()) return entry.name === 'target' || entry.name === 'node_modules' ? [] : filesUnder(name, pattern)
+    if (entry.isDirectory()) return entry.name === 'node_modules' ? [] : filesUnder(name, pattern)
     return pattern.test(entry.name) ? [name] : []
   })
 }

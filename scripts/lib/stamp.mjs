@@ -16,7 +16,10 @@ function addTo(hash, path) {
   const stat = statSync(path, { throwIfNoEntry: false })
   hash.update(`${relative(root, path)}\0${stat ? stat.size : 'absent'}\0`)
   if (stat?.isDirectory()) {
-    for (const name of readdirSync(path).sort()) if (name !== 'target' && name !== 'node_modules') addTo(hash, join(path, name))
+    const names = readdirSync(path).sort()
+    // What Cargo builds, by its mark: a source folder may be called `target` too.
+    if (names.includes('CACHEDIR.TAG')) return
+    for (const name of names) if (name !== 'node_modules') addTo(hash, join(path, name))
   } else if (stat) {
     hash.update(readFileSync(path))
   }
