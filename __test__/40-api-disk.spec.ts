@@ -41,6 +41,9 @@ test('each signature of FileHandle.read reads the same bytes', async (t) => {
   t.deepEqual(inside.buffer, Buffer.concat([Buffer.alloc(5, 1), wanted, Buffer.alloc(5, 1)]))
   const words = await disk.read(new Uint32Array(50), { position })
   t.deepEqual(Buffer.from(words.buffer.buffer), wanted)
+  // An ArrayBuffer was taken for options, and the message then asked for a position that was there.
+  t.is((await failure(() => disk.read(new ArrayBuffer(4) as unknown as Buffer, { position: 0 }))).details.argument, 'buffer')
+  t.is((await failure(() => disk.read(new ArrayBuffer(4) as object as { position: 0 }))).details.argument, 'buffer')
   const view = await disk.read(new DataView(new ArrayBuffer(300), 50, 200), { position })
   t.deepEqual(Buffer.from(view.buffer.buffer, 50, 200), wanted)
   await disk.close()
@@ -129,6 +132,9 @@ test('map gives the runs that qemu-img map gives', async (t) => {
     ],
   )
   t.deepEqual(await collectRuns(disk, { start: 8 * MIB, end: 9 * MIB }), [])
+  // The message spoke of an end that nobody had given; a stream from there is empty.
+  t.deepEqual(await collectRuns(disk, { start: 9 * MIB }), [])
+  t.deepEqual(await collectRuns(disk, { start: 9 * MIB, end: 10 * MIB }), [])
   t.is((await failure(async () => disk.map({ start: 5, end: 4 }))).code, 'ERR_QCOW2_INVALID_ARGUMENT')
   t.is((await failure(async () => disk.map({ form: 5 } as object))).code, 'ERR_QCOW2_UNKNOWN_OPTION')
   t.is((await failure(async () => disk.map({ signal: AbortSignal.abort() }))).code, 'ERR_QCOW2_CANCELLED')
@@ -189,6 +195,16 @@ test('streams stop by signal and fail with what the disk says', async (t) => {
   const late = disk.createReadStream()
   await disk.close()
   t.is((await failure(() => collect(late))).code, 'ERR_QCOW2_CLOSED')
+})
+
+test('a stream of a signal that has aborted ends with AbortError', async (t) => {
+  // The stream was destroyed before its fields were there, and ended with a TypeError about a private member.
+  const disk = await open((await chain).top)
+  const error = await t.throwsAsync(collect(disk.createReadStream({ signal: AbortSignal.abort() })))
+  t.is(error?.name, 'AbortError')
+  const web = disk.readable({ signal: AbortSignal.abort(new Error('before')) })
+  t.is((await t.throwsAsync(web.getReader().read()))?.message, 'before')
+  await disk.close()
 })
 
 test('a web stream gives the same bytes, with a reader of its own buffers too', async (t) => {
@@ -328,7 +344,7 @@ test('a disk beyond 2^53 needs bigint, and then is right to its end', async (t) 
   await again.close()
 })
 
-async function collectRuns(disk: Disk<number>, options?: { start: number; end: number }): Promise<Run<number>[]> {
+async function collectRuns(disk: Disk<number>, options?: { start: number; end?: number }): Promise<Run<number>[]> {
   const runs: Run<number>[] = []
   for await (const run of disk.map(options)) runs.push(run)
   return runs

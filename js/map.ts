@@ -34,9 +34,9 @@ const IN_DATA_FILE = 32n
 
 /** The checked options of `map`, within a disk of `size` bytes. */
 export function mapRange(options: MapOptions | undefined, size: bigint): { start: bigint; end: bigint; signal: AbortSignal | undefined } {
-  const { start = 0n, end = size, signal } = checkOptions('map', options, RULES)
-  if (start > end) throw invalid('start', `start must not be greater than end: they are ${start} and ${end}`)
-  return { start, end: end < size ? end : size, signal }
+  const { start = 0n, end, signal } = checkOptions('map', options, RULES)
+  if (end !== undefined && start > end) throw invalid('start', `start must not be greater than end: they are ${start} and ${end}`)
+  return { start, end: end === undefined || end > size ? size : end, signal }
 }
 
 /** Walks from `start` to `end`. */

@@ -2,7 +2,7 @@
  * The arguments of `disk.read`, in the three shapes that `FileHandle.read` takes. By hand and not by rules: this is the way of every read.
  */
 
-import { isArrayBufferView } from 'node:util/types'
+import { isAnyArrayBuffer, isArrayBufferView } from 'node:util/types'
 import type { ReadOptions } from './disk.js'
 import { invalid } from './errors.js'
 import { checkOptions, type Rule } from './options.js'
@@ -38,7 +38,8 @@ export function readArguments<B extends NodeJS.ArrayBufferView>(words: readonly 
     const { offset, length, position } = checkOptions('read', second, KEYS)
     return request(first as B, offset, length, position)
   }
-  if (typeof first !== 'object' || first === null || Array.isArray(first))
+  // An ArrayBuffer is an object too, and would else pass for options without a position.
+  if (words.length > 1 || typeof first !== 'object' || first === null || Array.isArray(first) || isAnyArrayBuffer(first))
     throw invalid('buffer', `buffer must be a typed array, a DataView or a Buffer: it is ${kindOf(first)}`)
   const { buffer, offset, length, position } = checkOptions('read', first, KEYS)
   if (buffer !== undefined && !isArrayBufferView(buffer)) {

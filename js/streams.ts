@@ -2,7 +2,7 @@
  * A disk as a stream of bytes, in Node.js's way and in the web's.
  */
 
-import { Readable } from 'node:stream'
+import { addAbortSignal, Readable } from 'node:stream'
 import { type ReadableByteStreamController, ReadableStream, type UnderlyingByteSource } from 'node:stream/web'
 import type { Disk } from './disk.js'
 import { invalid } from './errors.js'
@@ -51,11 +51,13 @@ export class DiskReadStream extends Readable {
 
   constructor(disk: Disk<ByteCount>, options: ReadStreamOptions | undefined) {
     const { start, stop, chunk, signal } = rangeOf('createReadStream', disk, options)
-    super({ highWaterMark: chunk, ...(signal === undefined ? {} : { signal }) })
+    super({ highWaterMark: chunk })
     this.#disk = disk
     this.#chunk = chunk
     this.#at = start
     this.#stop = stop
+    // Not by the constructor above: a signal that has aborted already would destroy the stream before it has its fields.
+    if (signal !== undefined) addAbortSignal(signal, this)
   }
 
   override _read(): void {
