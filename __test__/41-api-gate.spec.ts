@@ -33,6 +33,24 @@ test('a backing file in the same folder opens', async (t) => {
   await disk.close()
 })
 
+test('a gate that never answers is left when the signal says so', async (t) => {
+  // The signal was heard only after the answer, which for a gate that asks a person may never come.
+  const { folder, top } = await smallChain()
+  const never: BackingFiles = () => new Promise(() => {})
+  const error = await failure(() => open(top, { backingFiles: never, signal: AbortSignal.timeout(20) }))
+  t.is(error.code, 'ERR_QCOW2_CANCELLED')
+  t.is((error.cause as Error).name, 'TimeoutError')
+  const job = convert(top, join(folder, 'never.raw'), { source: { backingFiles: never } })
+  setTimeout(() => job.cancel(), 20)
+  t.is((await failure(() => job)).code, 'ERR_QCOW2_CANCELLED')
+  const late: BackingFiles = async () => {
+    controller.abort()
+    throw new Error('too late to be heard')
+  }
+  const controller = new AbortController()
+  t.is((await failure(() => open(top, { backingFiles: late, signal: controller.signal }))).code, 'ERR_QCOW2_CANCELLED')
+})
+
 test('names that leave the folder are denied, however they leave it', async (t) => {
   const { folder, base } = await smallChain()
   const inner = join(folder, 'inner')

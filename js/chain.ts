@@ -3,7 +3,7 @@
  */
 
 import type { ChainFacts, Handle, Identity, LayerFacts, SourceSpec } from './boundary.js'
-import { Qcow2Error } from './errors.js'
+import { cancelled, Qcow2Error } from './errors.js'
 import { nameOf, type Passage, pathOf, printable, refuseReplaced } from './gate.js'
 import { call } from './native.js'
 import type { Settings } from './settings.js'
@@ -106,12 +106,20 @@ async function stepDown(facts: LayerFacts, layer: LayerDescription, settings: Se
   return { spec: { path: passage.path, devices: passage.devices }, path: passage.shown, format, passage }
 }
 
-async function ask(file: NamedFile, layer: LayerDescription, settings: Settings): Promise<Passage> {
-  try {
-    return await settings.gate(file, layer)
-  } catch (error) {
-    throw inRole(error, file.kind, layer.depth + (file.kind === 'backing' ? 1 : 0))
-  }
+function ask(file: NamedFile, layer: LayerDescription, { gate, signal }: Settings): Promise<Passage> {
+  const answer = gate(file, layer).catch((error) => Promise.reject(inRole(error, file.kind, layer.depth + (file.kind === 'backing' ? 1 : 0))))
+  return signal === undefined ? answer : orAborted(answer, signal)
+}
+
+/** A function of the caller may wait for anything, such as a person: the signal does not wait for it. */
+function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const abort = (): void => reject(cancelled(signal.reason))
+    const forget = (): void => signal.removeEventListener('abort', abort)
+    signal.addEventListener('abort', abort, { once: true })
+    work.then(resolve, reject).finally(forget)
+    if (signal.aborted) abort()
+  })
 }
 
 /** Nothing below the top is ever guessed: a guest can write what looks like an image into its raw disk. */
