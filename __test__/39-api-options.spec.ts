@@ -60,6 +60,11 @@ test('what is no size is refused and names the option', (t) => {
   t.throws(() => parseCount('1', 'position'), { code: 'ERR_QCOW2_INVALID_ARGUMENT' })
 })
 
+test('a size of a wrong type is told that it may be text', (t) => {
+  for (const given of [null, true, {}, []])
+    t.throws(() => parseSize(given, 'size'), { message: /^size must be a number, a bigint or text such as '10G'/ })
+})
+
 test('numbers are exact or refused', (t) => {
   t.is(exact(5n, false, 'it', undefined), 5)
   t.is(exact(5n, true, 'it', undefined), 5n)
@@ -77,6 +82,8 @@ test('near-misses name what was meant', (t) => {
     ['refcount_bits', 'refcountBits'],
     ['refcontBits', 'refcountBits'],
     ['compresion', 'compression'],
+    ['compress', 'compression'],
+    ['compressionT', 'compressionType'],
     ['backingFmt', 'backingFormat'],
     ['singal', 'signal'],
     ['onprogess', 'onProgress'],

@@ -53,7 +53,9 @@ export function nearest(word: string, known: readonly string[]): string | undefi
   const same = known.find((name) => bare(name) === wanted)
   if (same !== undefined) return same
   const begun = known.filter((name) => wanted.length > 2 && bare(name).startsWith(wanted))
-  if (begun.length === 1) return begun[0]
+  // Of words that begin alike, the one that the others only lengthen: 'compress' means compression, not compressionType.
+  const shortest = begun.reduce<string | undefined>((least, name) => (least === undefined || name.length < least.length ? name : least), undefined)
+  if (shortest !== undefined && begun.every((name) => name.startsWith(shortest))) return shortest
   let best: string | undefined
   // Of very short words every other is near.
   let least = wanted.length < 3 ? 0 : Math.max(1, Math.floor(wanted.length / 3)) + 1

@@ -9,7 +9,10 @@ const LARGEST = 2n ** 63n - 1n
 
 /** Bytes of a size option: a whole number, a `bigint`, or text such as `'10G'` (powers of 1024; a fraction of a byte is dropped). */
 export function parseSize(value: unknown, name: string): bigint {
-  if (typeof value !== 'string') return parseCount(value, name)
+  if (typeof value !== 'string') {
+    if (typeof value === 'number' || typeof value === 'bigint') return parseCount(value, name)
+    throw invalid(name, `${name} must be a number, a bigint or text such as '10G': it is ${kindOf(value)}`)
+  }
   const match = /^\s*(\d+)(?:\.(\d+))?\s*([bkmgtpe]?)\s*$/i.exec(value)
   if (match === null)
     throw invalid(name, `${name}: '${value}' is not a size: bytes, or a number with one of the suffixes K, M, G, T, P, E as in '10G'`)

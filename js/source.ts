@@ -90,7 +90,7 @@ export function locateTarget(target: unknown, name = 'target'): LocatedTarget {
 /** A path as the system takes it; never a protocol. */
 export function filePath(value: unknown, name: string): string {
   if (!(value instanceof URL)) return text(value, name)
-  if (value.protocol !== 'file:') throw invalid(name, `${name} must be a file: URL: it is a ${value.protocol} URL`)
+  if (value.protocol !== 'file:') throw invalid(name, `${name} must be a file: URL: its protocol is '${value.protocol}'`)
   return text(fileURLToPath(value), name)
 }
 
