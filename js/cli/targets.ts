@@ -1,4 +1,5 @@
 /** New files: their names, and what can go wrong with them. */
+import { statSync } from 'node:fs'
 import { type Format, library, type Qcow2Error } from './library.js'
 import { Refusal } from './refusal.js'
 import { isSystemError, systemText, withoutPath, wordFault } from './texts.js'
@@ -40,6 +41,9 @@ function wordTarget(error: Qcow2Error, file: string, format: Format): { text: st
   const text = TEXTS[code]?.(format)
   if (text !== undefined) return { text }
   if (code === 'LOCKED') return wordFault(error, file)
+  const path = error.path ?? file
+  if (code === 'NOT_REGULAR' && statSync(path, { throwIfNoEntry: false })?.isDirectory())
+    return { text: `Could not create '${path}': Is a directory` }
   if (!isSystemError(error)) return { text: withoutPath(error) }
   return { text: isCreation(error) ? `Could not create '${file}': ${systemText(error)}` : systemText(error) }
 }
