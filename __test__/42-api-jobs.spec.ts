@@ -1,8 +1,9 @@
 /** Jobs and the other long calls: options, results, progress, cancelling, and what they leave behind. */
 import { channel } from 'node:diagnostics_channel'
 import { readdirSync } from 'node:fs'
-import { readFile, stat, writeFile } from 'node:fs/promises'
+import { readFile, stat, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { inspect } from 'node:util'
 import test from 'ava'
 import { check, compare, convert, create, dd, info, measure, memoryStorage, open, type Progress } from '../js/index.js'
 import { failure, MIB, smallChain, smallModel } from './support/fixtures.js'
@@ -292,6 +293,37 @@ async function fromDisk(path: string): Promise<Buffer> {
   await disk.close()
   return buffer
 }
+
+test('a target of links in a circle is refused with the number of the system', async (t) => {
+  // It was an error of the system without errno.
+  const folder = temporaryFolder()
+  await symlink('b.qcow2', join(folder, 'a.qcow2'))
+  await symlink('a.qcow2', join(folder, 'b.qcow2'))
+  const error = await failure(() => create(join(folder, 'a.qcow2'), { size: MIB, overwrite: true }))
+  t.is(error.code, 'ERR_QCOW2_IO')
+  t.is(error.details.errno, 'ELOOP')
+})
+
+test('memory that holds bytes is replaced only when asked for', async (t) => {
+  // The bytes that the caller had put there were gone.
+  const memory = memoryStorage(Buffer.from('mine'))
+  const { base } = await smallChain()
+  for (const attempt of [() => create(memory, { size: MIB }), () => convert(base, memory), () => dd(base, memory)]) {
+    t.is((await failure(attempt)).code, 'ERR_QCOW2_EXISTS')
+    t.is(Buffer.from(memory.toUint8Array()).toString(), 'mine')
+  }
+  await convert(base, memory, { overwrite: true })
+  t.true((await compare(base, memory)).identical)
+})
+
+test('a job prints how far it is', async (t) => {
+  // It printed as RunningJob {}.
+  const { base } = await smallChain()
+  const job = check(base)
+  t.regex(inspect(job), /^Job \{ phase: '\w+', done: \d+, total: \d+, ended: false \}$/)
+  await job
+  t.regex(inspect(job), /ended: true/)
+})
 
 test('compare tells where and why', async (t) => {
   const { folder, top, base } = await smallChain()

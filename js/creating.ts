@@ -2,9 +2,10 @@
  * The options of a new image: what `create` and `convert` share, and what `measure` asks about.
  */
 
-import type { CreateSpec, TargetSpec } from './boundary.js'
-import { invalid } from './errors.js'
+import type { CreateSpec, Handle, TargetSpec } from './boundary.js'
+import { invalid, Qcow2Error } from './errors.js'
 import { hasProtocol } from './gate.js'
+import { sync } from './native.js'
 import { type Checked, flag, memorySize, oneOf, type Rule, size, text } from './options.js'
 import { format } from './settings.js'
 import { kindOf } from './sizes.js'
@@ -91,10 +92,18 @@ export function createSpec(options: ImageOptions, format: Format, target: Locate
 
 /** Where a new image is made. */
 export function targetSpec(target: LocatedTarget, options: Checked<typeof FILE_RULES>, inPlace = false): TargetSpec {
+  if (target.memory !== undefined && options.overwrite !== true && !inPlace) refuseHeld(target.memory)
   const spec: TargetSpec = { overwrite: options.overwrite ?? false, durable: options.durable ?? false, inPlace }
   if (target.path !== undefined) spec.path = target.path
   if (target.memory !== undefined) spec.memory = target.memory
   return spec
+}
+
+/** What memory holds is there like an existing file. The core refuses the file, where nothing can come between asking and making. */
+function refuseHeld(memory: Handle): void {
+  const bytes = sync((addon) => addon.memorySize(memory))
+  if (bytes === 0) return
+  throw new Qcow2Error('ERR_QCOW2_EXISTS', `the target holds ${bytes} bytes: overwrite must be asked for`)
 }
 
 /** An option that a raw image cannot follow must not be dropped in silence. */

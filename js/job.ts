@@ -3,7 +3,7 @@
  */
 
 import { channel } from 'node:diagnostics_channel'
-import { debuglog } from 'node:util'
+import { debuglog, type InspectOptionsStylized, inspect } from 'node:util'
 import { cancelled, withFrames } from './errors.js'
 import { callback, signal } from './options.js'
 import type { Job, JobOptions, Progress } from './types.js'
@@ -93,6 +93,11 @@ class RunningJob<T> implements Job<T> {
 
   get [Symbol.toStringTag](): string {
     return 'Job'
+  }
+
+  /** @internal */
+  [inspect.custom](_depth: number, options: InspectOptionsStylized, print: typeof inspect): string {
+    return `Job ${print({ ...this.#progress, ended: this.#ended }, options)}`
   }
 
   async #run(name: string, prepare: () => JobWork<T>): Promise<T> {

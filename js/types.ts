@@ -194,7 +194,10 @@ export interface Progress {
 /** Options that every job takes. */
 export interface JobOptions {
   signal?: AbortSignal
-  /** Called at most ten times a second, and once at the end. An exception that it throws cancels the job and becomes its rejection. */
+  /**
+   * Called at most ten times a second, and once at the end. An exception that it throws cancels the job and becomes its rejection; what
+   * the job had finished by then stays.
+   */
   onProgress?: (progress: Progress) => void
 }
 

@@ -179,7 +179,10 @@ pub(super) fn final_name(path: &Path) -> io::Result<PathBuf> {
             _ => return Ok(name),
         }
     }
-    Err(io::Error::other("too many levels of symbolic links"))
+    // The system has a number for it, which callers go by.
+    Err(fs::metadata(path)
+        .err()
+        .unwrap_or_else(|| io::Error::other("too many levels of symbolic links")))
 }
 
 /// The refusal of a name that is taken.
