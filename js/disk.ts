@@ -91,7 +91,7 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
     try {
       const disk = new Disk(chain, settings)
       opened.publish({ disk, path: disk.chain[0]?.path, format: disk.format, layers: disk.chain.length })
-      debug('open: %s, %d layer(s), %s bytes', disk.chain[0]?.path ?? 'memory', disk.chain.length, chain.virtualSize)
+      debug('open: %s, %d layer(s), %s bytes', disk.chain[0]?.path ?? 'memory', disk.chain.length, String(chain.virtualSize))
       return disk
     } catch (error) {
       await closeHandle(chain.handle).catch(() => {})
