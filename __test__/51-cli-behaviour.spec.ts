@@ -3,7 +3,7 @@
 import { execFile } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { copyFileSync, existsSync, linkSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
 import { humanSize, twoDigits } from '../js/cli/human.js'
@@ -195,6 +195,31 @@ test('--backing-files narrows what an image may name', async (t) => {
     t.regex(stderr, /not opened/)
   }
   t.regex((await run(['map', '--backing-files=foo', 'o.q'])).stderr, /expects 'same-directory' or 'deny'/)
+})
+
+// `create -b o.q base.q` wrote a new image over base.q, which o.q is read with; so did `-o data_file=base.q`. Both were lost.
+test('create replaces no file that its backing file needs', async (t) => {
+  symlinkSync('base.q', join(folder, 'link.q'))
+  linkSync(join(folder, 'base.q'), join(folder, 'hard.q'))
+  const before = readFileSync(join(folder, 'base.q'))
+  const overlay = ['create', '-q', '-f', 'qcow2', '-F', 'qcow2']
+  const cases = [
+    ['-b', 'o.q', 'base.q'],
+    ['-b', 'base.q', 'link.q'],
+    ['-b', 'o.q', 'link.q'],
+    ['-b', 'o.q', 'hard.q'],
+    ['-b', 'base.q', '-o', 'data_file=base.q', 'over.q'],
+    ['-b', 'o.q', '-o', 'data_file=link.q', 'over.q', '1M'],
+  ]
+  for (const words of cases) {
+    const { code, stderr } = await run([...overlay, ...words])
+    t.is(code, 1, words.join(' '))
+    t.regex(stderr, /Failed to get "write" lock/, words.join(' '))
+    t.true(before.equals(readFileSync(join(folder, 'base.q'))), words.join(' '))
+  }
+  t.false(existsSync(join(folder, 'over.q')))
+  const fine = await run([...overlay, '-b', 'o.q', 'over.q'])
+  t.is(fine.code, 0, fine.stderr)
 })
 
 test('sources of different formats are each read in their own', async (t) => {

@@ -60,7 +60,7 @@ export function create(target: Target, options?: CreateOptions): Promise<CreateR
 /** Opens the backing file as far as it takes to know that it is one, and how large. */
 async function backingSize(
   target: LocatedTarget,
-  spec: { backing?: string; backingFormat?: string },
+  spec: { backing?: string; backingFormat?: string; dataFilePath?: string },
   unchecked: boolean,
   signal: AbortSignal | undefined,
 ): Promise<bigint | undefined> {
@@ -81,9 +81,11 @@ async function backingSize(
     { signal },
   )
   try {
-    const old = target.path === undefined ? undefined : await stat(target.path, { bigint: true }).catch(() => undefined)
-    if (old !== undefined && old.ino === facts.inode && old.dev === facts.device) {
-      throw new Qcow2Error('ERR_QCOW2_SAME_FILE', 'an image cannot be its own backing file', { path })
+    for (const made of [target.path, spec.dataFilePath]) {
+      const old = made === undefined ? undefined : await stat(made, { bigint: true }).catch(() => undefined)
+      if (old !== undefined && old.ino === facts.inode && old.dev === facts.device) {
+        throw new Qcow2Error('ERR_QCOW2_SAME_FILE', 'neither an image nor its data file can be its own backing file', { path })
+      }
     }
     return facts.virtualSize
   } finally {

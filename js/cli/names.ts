@@ -103,15 +103,16 @@ function plainPath({ name, path }: NamedFile, fault: (text: string) => NamedFaul
 
 /**
  * The virtual size of an image, after each image below it was found to be one. As for an overlay that is only being made, no data is read, so
- * no data file is needed.
+ * no data file is needed. The paths of all of them are added to `paths`.
  */
-export async function chainSize(top: ImageName, topFormat: Format, signal: AbortSignal): Promise<bigint> {
+export async function chainSize(top: ImageName, topFormat: Format, signal: AbortSignal, paths: string[] = []): Promise<bigint> {
   let size: bigint | undefined
   let next: { path: string; format: Format } | undefined = { path: top.path, format: topFormat }
   const seen = new Set<string>()
   for (let depth = 0; next !== undefined && !seen.has(next.path); depth++) {
     const { path, format }: { path: string; format: Format } = next
     seen.add(path)
+    paths.push(path)
     const facts = await library()
       .info(path, { format, bigint: true, signal })
       .catch((error: unknown) => Promise.reject(depth === 0 ? error : inBacking(error, depth)))

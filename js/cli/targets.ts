@@ -1,5 +1,6 @@
 /** New files: their names, and what can go wrong with them. */
 import { statSync } from 'node:fs'
+import { stat } from 'node:fs/promises'
 import { type Format, library, type Qcow2Error } from './library.js'
 import { Refusal } from './refusal.js'
 import { isSystemError, systemText, withoutPath, wordFault } from './texts.js'
@@ -13,6 +14,12 @@ export function beside(path: string, name: string): string {
 /** Whether two names are written alike: what lies behind them is not looked at. */
 export function isSameFile(a: string, b: string): boolean {
   return a === b
+}
+
+/** Whether two names lead to one file that is there, through links of either kind. */
+export async function isOneFile(a: string, b: string): Promise<boolean> {
+  const [one, other] = await Promise.all([a, b].map((path) => stat(path, { bigint: true }).catch(() => undefined)))
+  return one !== undefined && other !== undefined && one.ino === other.ino && one.dev === other.dev
 }
 
 const TEXTS: Readonly<Record<string, (format: Format) => string>> = {

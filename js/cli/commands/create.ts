@@ -7,7 +7,7 @@ import { sizeArgument } from '../numbers.js'
 import { asksForHelp, type CreateValues, createHelp, describeValues, isTargetFormat, joinLists, readCreateValues } from '../options.js'
 import type { Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
-import { beside, isSameFile, refuseNameless, targetFault } from '../targets.js'
+import { beside, isOneFile, isSameFile, refuseNameless, targetFault } from '../targets.js'
 import { commandGrammar, readWords, refuseObject } from '../words.js'
 
 const GRAMMAR = commandGrammar('qu', 'Fbfo', 'quiet=q object: format:=f backing:=b backing-format:=F backing-unsafe=u options:=o')
@@ -128,16 +128,30 @@ async function backingSize(program: Program, { file, values, unsafe }: Asked): P
     return undefined
   }
   const name = imageName(beside(imageName(file).path, backing))
+  const layers: string[] = []
+  let size: bigint
   try {
     if (said !== undefined && !isTargetFormat(said)) throw new Refusal(`Unknown driver '${said}'`, { hint: 'Could not open backing image.' })
     const format = (said as Format | undefined) ?? (await library().probe(name.path))
-    const size = await chainSize(name, format, program.signal)
+    size = await chainSize(name, format, program.signal, layers)
     if (said === undefined) throw new Refusal('Backing file specified without backing format', { hint: `Detected format of ${format}.` })
-    return size
   } catch (error) {
     const refusal = openRefusal(error, name)
     if (refusal === error) throw error
     const text = (refusal as Refusal).message.replace(`Could not open '${name.given}': `, '')
     throw new Refusal(text, { hint: 'Could not open backing image.' })
+  }
+  await refuseLayers(file, values, layers)
+  return size
+}
+
+/** The new files replace what has their names: that must not be something the new image is to be read with. */
+async function refuseLayers(file: string, values: Asked['values'], layers: readonly string[]): Promise<void> {
+  const { path } = imageName(file)
+  const data = values.get('data_file')
+  for (const made of data === undefined ? [path] : [path, beside(path, data)]) {
+    for (const layer of layers) {
+      if (await isOneFile(made, layer)) throw new Refusal('Failed to get "write" lock', { hint: `Is another process using the image [${made}]?` })
+    }
   }
 }
