@@ -3,7 +3,7 @@
 use qcow2_format::bitmap::{BitmapTableEntry, parse_directory};
 use qcow2_format::{BitmapsExtension, Table, limits};
 
-use super::finding::{Finding, FindingCode};
+use super::finding::{Finding, FindingCode, Severity};
 use super::reader::words;
 use super::{Check, Result};
 
@@ -17,7 +17,8 @@ impl Check<'_> {
             ..Finding::corruption(FindingCode::BitmapDirectory, Table::BitmapDirectory)
         };
         if !offset.is_aligned(geometry.cluster_size()) || offset.0 == 0 || size > limits::MAX_BITMAP_DIRECTORY_BYTES {
-            self.found(damaged("its offset or size is not valid".to_owned()));
+            let finding = damaged("its offset or size is not valid".to_owned());
+            self.findings.push(Severity::Corruption, || finding);
             return Ok(());
         }
         self.reference(offset, size, Table::BitmapDirectory)?;
@@ -31,7 +32,7 @@ impl Check<'_> {
         let bitmaps = match parse_directory(&directory, offset, place.count, geometry) {
             Ok(bitmaps) => bitmaps,
             Err(error) => {
-                self.found(damaged(error.to_string()));
+                self.findings.push(Severity::Corruption, || damaged(error.to_string()));
                 return Ok(());
             }
         };
@@ -52,7 +53,7 @@ impl Check<'_> {
         for (index, entry) in (0u64..).zip(words(table).map(BitmapTableEntry)) {
             let data = entry.data_offset();
             if entry.reserved() != 0 || data.is_some_and(|data| !data.is_aligned(size)) {
-                self.found(Finding {
+                self.findings.push(Severity::Corruption, || Finding {
                     index: Some(index),
                     offset: Some(offset.saturating_add(index.saturating_mul(8))),
                     value: Some(entry.0),

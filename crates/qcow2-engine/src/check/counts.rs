@@ -1,97 +1,278 @@
 //! References counted per host cluster, in memory that follows the clusters that are referenced.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
 
 /// Clusters that one chunk counts.
-pub(super) const CHUNK_CLUSTERS: u64 = 16384;
-/// Four counts of two bits a byte.
-const CHUNK_BYTES: usize = 4096;
-/// In a chunk: the count stands in `large`.
-const LARGE: u64 = 3;
+pub(super) const CHUNK: u64 = 4096;
+/// The same as a length.
+const CHUNK_LEN: usize = 4096;
+/// Four counts of one.
+const ONES: u8 = 0x55;
 
-/// A sparse array of counts: two bits each, since nearly every cluster of nearly every image has one reference, and a map for the rest.
-#[derive(Debug, Default)]
+/// A sparse array of counts. Two bits each to begin with, since nearly every cluster of nearly every image has one reference; a chunk in which a
+/// count grows larger becomes wider as a whole.
+#[derive(Debug)]
 pub(super) struct Counts {
-    chunks: BTreeMap<u64, Box<[u8; CHUNK_BYTES]>>,
-    large: HashMap<u64, u64>,
+    chunks: BTreeMap<u64, Chunk>,
+    maximum: u64,
+    budget: Budget,
+}
+
+/// Bytes that the check may keep.
+#[derive(Debug)]
+struct Budget {
+    spent: u64,
+    allowed: u64,
+}
+
+impl Budget {
+    fn spend(&mut self, bytes: u64) -> Result<()> {
+        self.spent = self.spent.saturating_add(bytes);
+        if self.spent <= self.allowed {
+            return Ok(());
+        }
+        Err(Error::Limit {
+            limit: "maxMemory",
+            allowed: self.allowed,
+            wanted: self.spent,
+        })
+    }
+}
+
+/// The counts of one chunk.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    /// Width of a count: 2, 8, 16 or 64.
+    bits: u32,
+    bytes: Vec<u8>,
 }
 
 impl Counts {
-    pub(super) fn new() -> Self {
-        Self::default()
+    /// Counts that stop at `maximum` and take at most `allowed` bytes.
+    pub(super) fn new(maximum: u64, allowed: u64) -> Self {
+        Self {
+            chunks: BTreeMap::new(),
+            maximum,
+            budget: Budget { spent: 0, allowed },
+        }
     }
 
-    /// Adds references. `true`: the count has passed `maximum` and stays there.
-    pub(super) fn add(&mut self, cluster: u64, times: u64, maximum: u64) -> bool {
-        let wanted = self.get(cluster).saturating_add(times);
-        self.set(cluster, wanted.min(maximum));
-        wanted > maximum
+    /// Takes `bytes` of the budget for something else that grows with the image.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] once it is used up.
+    pub(super) fn spend(&mut self, bytes: u64) -> Result<()> {
+        self.budget.spend(bytes)
     }
 
+    /// Adds `times` references to each of `clusters` clusters. Returns those whose count would pass the maximum, with how many were too many.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] for memory.
+    pub(super) fn add(&mut self, first: u64, clusters: u64, times: u64) -> Result<Vec<(u64, u64)>> {
+        let mut overflows = Vec::new();
+        let end = first.saturating_add(clusters);
+        let mut at = first;
+        while at < end {
+            let number = at / CHUNK;
+            let stop = number.saturating_add(1).saturating_mul(CHUNK).min(end);
+            let chunk = match self.chunks.entry(number) {
+                std::collections::btree_map::Entry::Occupied(chunk) => chunk.into_mut(),
+                std::collections::btree_map::Entry::Vacant(place) => {
+                    self.budget.spend(Chunk::size(2))?;
+                    place.insert(Chunk::new(2))
+                }
+            };
+            let (begin, length) = (within(at), within(stop.saturating_sub(1)) + 1 - within(at));
+            if times != 1 || !chunk.claim(begin, length) {
+                for index in begin..begin + length {
+                    let wanted = chunk.get(index).saturating_add(times);
+                    chunk.set(index, wanted.min(self.maximum), &mut self.budget)?;
+                    if wanted > self.maximum {
+                        let cluster = number.saturating_mul(CHUNK).saturating_add(index as u64);
+                        overflows.push((cluster, wanted - self.maximum));
+                    }
+                }
+            }
+            at = stop;
+        }
+        Ok(overflows)
+    }
+
+    /// The count of a cluster.
     pub(super) fn get(&self, cluster: u64) -> u64 {
-        let (chunk, byte, shift) = place(cluster);
-        let packed = self
-            .chunks
-            .get(&chunk)
-            .and_then(|chunk| chunk.get(byte))
-            .map_or(0, |byte| u64::from(byte >> shift) & 3);
-        if packed == LARGE {
-            self.large.get(&cluster).copied().unwrap_or(LARGE)
-        } else {
-            packed
-        }
+        self.chunk(cluster / CHUNK)
+            .map_or(0, |chunk| chunk.get(within(cluster)))
     }
 
-    fn set(&mut self, cluster: u64, count: u64) {
-        let (chunk, byte, shift) = place(cluster);
-        if count >= LARGE {
-            self.large.insert(cluster, count);
-        }
-        let packed = u8::try_from(count.min(LARGE)).unwrap_or(3);
-        let chunk = self.chunks.entry(chunk).or_insert_with(|| Box::new([0; CHUNK_BYTES]));
-        if let Some(byte) = chunk.get_mut(byte) {
-            *byte = (*byte & !(3 << shift)) | (packed << shift);
-        }
+    /// The counts of a chunk, if it has any.
+    pub(super) fn chunk(&self, number: u64) -> Option<&Chunk> {
+        self.chunks.get(&number)
     }
 
-    /// Bytes that the counts take, about.
-    pub(super) fn memory(&self) -> u64 {
-        (self.chunks.len() as u64).saturating_mul(CHUNK_BYTES as u64) + (self.large.len() as u64).saturating_mul(32)
-    }
-
-    /// The chunks that hold any count, by number.
-    pub(super) fn chunks(&self) -> impl Iterator<Item = u64> + '_ {
-        self.chunks.keys().copied()
+    /// The first cluster from `cluster` on that lies in a chunk with counts.
+    pub(super) fn next(&self, cluster: u64) -> Option<u64> {
+        let (number, _) = self.chunks.range(cluster / CHUNK..).next()?;
+        Some(number.saturating_mul(CHUNK).max(cluster))
     }
 }
 
-/// Chunk, byte in it, and shift in the byte.
-fn place(cluster: u64) -> (u64, usize, u32) {
-    let within = cluster % CHUNK_CLUSTERS;
-    let byte = usize::try_from(within / 4).unwrap_or(0);
-    let shift = u32::try_from(within % 4).unwrap_or(0) * 2;
-    (cluster / CHUNK_CLUSTERS, byte, shift)
+impl Chunk {
+    fn new(bits: u32) -> Self {
+        Self {
+            bits,
+            bytes: vec![0; CHUNK_LEN / 8 * bits as usize],
+        }
+    }
+
+    /// Bytes that a chunk takes, with its place in the map.
+    const fn size(bits: u32) -> u64 {
+        CHUNK / 8 * bits as u64 + 64
+    }
+
+    /// The count at `index`.
+    pub(super) fn get(&self, index: usize) -> u64 {
+        let count = match self.bits {
+            2 => self
+                .bytes
+                .get(index / 4)
+                .map(|byte| u64::from(byte >> (index % 4 * 2) & 3)),
+            8 => self.bytes.get(index).copied().map(u64::from),
+            16 => self.wide::<2>(index).map(|bytes| u64::from(u16::from_ne_bytes(bytes))),
+            _ => self.wide::<8>(index).map(u64::from_ne_bytes),
+        };
+        count.unwrap_or(0)
+    }
+
+    /// The counts as they stand, four to a byte from the lowest bits up, while none is larger than 3.
+    pub(super) fn packed(&self) -> Option<&[u8]> {
+        (self.bits == 2).then_some(&self.bytes)
+    }
+
+    fn wide<const N: usize>(&self, index: usize) -> Option<[u8; N]> {
+        self.bytes.as_chunks::<N>().0.get(index).copied()
+    }
+
+    fn set(&mut self, index: usize, count: u64, budget: &mut Budget) -> Result<()> {
+        let needed = match count {
+            0..=3 => 2,
+            4..=0xff => 8,
+            0x100..=0xffff => 16,
+            _ => 64,
+        };
+        if needed > self.bits {
+            budget.spend(Self::size(needed).saturating_sub(Self::size(self.bits)))?;
+            let mut wider = Self::new(needed);
+            for index in 0..CHUNK_LEN {
+                wider.put(index, self.get(index));
+            }
+            *self = wider;
+        }
+        self.put(index, count);
+        Ok(())
+    }
+
+    fn put(&mut self, index: usize, count: u64) {
+        let [low, high, ..] = count.to_le_bytes();
+        if self.bits == 2 {
+            if let Some(byte) = self.bytes.get_mut(index / 4) {
+                let shift = index % 4 * 2;
+                *byte = (*byte & !(3 << shift)) | ((low & 3) << shift);
+            }
+            return;
+        }
+        let width = self.bits as usize / 8;
+        let place = self
+            .bytes
+            .get_mut(index * width..(index + 1) * width)
+            .unwrap_or_default();
+        match width {
+            1 => place.copy_from_slice(&[low]),
+            2 => place.copy_from_slice(&u16::from_le_bytes([low, high]).to_ne_bytes()),
+            _ => place.copy_from_slice(&count.to_ne_bytes()),
+        }
+    }
+
+    /// Sets a row of counts from zero to one at once. `false`, and nothing is changed, if any is not zero or the chunk is a wide one.
+    fn claim(&mut self, begin: usize, length: usize) -> bool {
+        if self.bits != 2 {
+            return false;
+        }
+        let end = begin + length;
+        // Whole bytes in the middle; what is before and behind goes one by one.
+        let (first, last) = (
+            begin.next_multiple_of(4).min(end),
+            (end / 4 * 4).max(begin.next_multiple_of(4).min(end)),
+        );
+        let zero = |index: usize| self.get(index) == 0;
+        let middle = self.bytes.get(first.div_ceil(4)..last / 4).unwrap_or_default();
+        if !(begin..first).all(zero) || !(last..end).all(zero) || !qcow2_codec::is_zero(middle) {
+            return false;
+        }
+        for index in (begin..first).chain(last..end) {
+            self.put(index, 1);
+        }
+        if let Some(middle) = self.bytes.get_mut(first.div_ceil(4)..last / 4) {
+            middle.fill(ONES);
+        }
+        true
+    }
+}
+
+/// The index of a cluster in its chunk.
+fn within(cluster: u64) -> usize {
+    usize::try_from(cluster % CHUNK).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
     use super::*;
 
     #[test]
     fn counts_are_kept_whatever_their_size_and_stop_at_the_maximum() {
-        let mut counts = Counts::new();
-        for cluster in [0, 1, 2, 3, 16383, 16384, u64::MAX / 2] {
-            for expected in 1..=5 {
-                assert!(!counts.add(cluster, 1, 5));
-                assert_eq!(counts.get(cluster), expected);
+        for maximum in [1, 3, 5, 255, 300, 70_000, u64::MAX] {
+            let mut counts = Counts::new(maximum, 1 << 30);
+            for cluster in [0, 1, 2, 3, 4095, 4096, u64::MAX / 2] {
+                let mut expected = 0u64;
+                for times in [1, 1, 1, 1, 2, 250, 1, 65_500, 5000, 1 << 40] {
+                    let over = (expected.saturating_add(times)).saturating_sub(maximum);
+                    expected = (expected + times).min(maximum);
+                    let overflows = counts.add(cluster, 1, times).unwrap();
+                    assert_eq!(overflows, Vec::from_iter((over > 0).then_some((cluster, over))));
+                    assert_eq!(counts.get(cluster), expected);
+                }
             }
-            assert!(counts.add(cluster, 1, 5));
-            assert_eq!(counts.get(cluster), 5);
+            assert_eq!(counts.get(4), 0);
+            assert_eq!(counts.get(4094), 0);
         }
-        assert_eq!(counts.get(4), 0);
-        assert_eq!(counts.chunks().collect::<Vec<_>>(), [0, 1, u64::MAX / 2 / 16384]);
-        assert!(!counts.add(9, 2, 2));
-        assert!(counts.add(9, 1, 2));
-        assert_eq!(counts.get(9), 2);
+    }
+
+    #[test]
+    fn rows_count_each_cluster_of_theirs_once() {
+        let mut counts = Counts::new(u64::MAX, 1 << 30);
+        let mut expected = vec![0u64; 20_000];
+        let mut number = 1u64;
+        for _ in 0..400 {
+            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (first, length) = ((number >> 40) % 15_000, 1 + (number >> 20) % 4900);
+            counts.add(first, length, 1).unwrap();
+            (first..first + length).for_each(|cluster| expected[cluster as usize] += 1);
+        }
+        for (cluster, expected) in expected.iter().enumerate() {
+            assert_eq!(counts.get(cluster as u64), *expected, "{cluster}");
+        }
+    }
+
+    #[test]
+    fn memory_has_an_end() {
+        let mut counts = Counts::new(u64::MAX, 1 << 20);
+        let far = (0u64..)
+            .map(|n| counts.add(n * (1 << 30), 1, 1))
+            .position(|outcome| outcome.is_err());
+        assert!(far.is_some_and(|number| number < 1000));
     }
 }

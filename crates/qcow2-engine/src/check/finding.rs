@@ -8,22 +8,35 @@
 //! | `COPIED_FLAG` | l1: index, value (the entry), refcount · l2: value, refcount, offset (of the entry) |
 //! | `BEYOND_END_OF_FILE` | what refers | offset and length of what is referred to |
 //! | `REFERENCE_OVERFLOW` | what refers | offset of what is referred to, cluster |
-//! | `TRUNCATED` | what lies there | offset and length of it; not counted by QEMU |
 //! | `UNALIGNED_DATA`, `UNALIGNED_ZERO` | l2 | value (the host offset), offset (of the entry) |
 //! | `RESERVED_BITS` | l1, l2 | value (the entry) · refcount-table: index |
 //! | `UNALIGNED_TABLE` | l1 | value (the L2 offset), index |
 //! | `COPIED_COMPRESSED` | l2 | value (the compressed offset) |
-//! | `COMPRESSED_IN_DATA_FILE`, `COMPRESSED_SUBCLUSTERS` | l2 | value (the entry), cluster (guest cluster number as QEMU prints it) |
+//! | `COMPRESSED_IN_DATA_FILE`, `COMPRESSED_SUBCLUSTERS` | l2 | value (the entry), index (in its table, the number that QEMU prints) |
 //! | `SUBCLUSTER_STATES`, `SUBCLUSTERS_WITHOUT_HOST` | l2 | value (the host offset) |
-//! | `DATA_FILE_OFFSET`, `ZERO_FLAG_IN_V2`, `COPIED_WITHOUT_OFFSET`, `OFFSET_TOO_LARGE` | l2 | value (the entry); not counted by QEMU |
 //! | `SNAPSHOTS_WITH_DATA_FILE` | snapshot-table | value (how many) |
 //! | `SNAPSHOT_L1_UNALIGNED` | snapshot-table | value (the L1 offset), snapshot, snapshot_id, index |
 //! | `SNAPSHOT_L1_TOO_LARGE` | snapshot-table | value (the entries), snapshot, snapshot_id, index |
-//! | `SNAPSHOT_TABLE` | snapshot-table | offset, index, `detail`: the format's error |
+//! | `SNAPSHOT_INCOMPLETE` | snapshot-table | index, offset, snapshot, snapshot_id |
 //! | `REFCOUNT_BLOCK_UNALIGNED`, `REFCOUNT_BLOCK_OUTSIDE` | refcount-table | index |
 //! | `REFCOUNT_BLOCK_REFERENCES` | refcount-table | index, references |
 //! | `BITMAP_DIRECTORY`, `BITMAP_TABLE` | bitmap-directory, bitmap-table | offset, `detail` |
-//! | `READ_ERROR` | what was read | offset, length, `detail` |
+//! | `READ_ERROR` | what was read | offset, length, `detail` · refcount-block: cluster |
+//!
+//! All that are found in an entry have its `offset` (unless said otherwise), its `index` and the guest range that it maps; `LEAK` has none,
+//! and `REFCOUNT_TOO_LOW` and `REFERENCE_OVERFLOW` have the ranges of the active disk that lie in the cluster.
+//!
+//! QEMU's check is blind to the following, so that its counts are lower than ours where they come up:
+//!
+//! | code | table | fields | why it is a corruption |
+//! |---|---|---|---|
+//! | `TRUNCATED` | what lies there | offset and length of it | bytes of the guest, or of a table, are gone: QEMU reads zeros there |
+//! | `DATA_FILE_OFFSET` | l2 | value (the entry) | the format wants guest offset and host offset equal; a raw data file reads otherwise |
+//! | `ZERO_FLAG_IN_V2` | l2 | value (the entry) | version 2 has no such flag |
+//! | `ZERO_FLAG_WITH_SUBCLUSTERS` | l2 | value (the entry) | the bit is reserved with extended L2 entries |
+//! | `COPIED_WITHOUT_OFFSET` | l2 | value (the entry) | it claims a reference to nothing |
+//! | `OFFSET_TOO_LARGE` | l2 | value (the entry) | no host offset is that large |
+//! | `SNAPSHOT_TABLE` | snapshot-table | offset, index, `detail` | QEMU reads what the file lacks as zeros, or gives up |
 
 use qcow2_format::{GuestOffset, Table};
 
@@ -104,6 +117,10 @@ codes! {
     SnapshotL1Unaligned "SNAPSHOT_L1_UNALIGNED" "a snapshot's L1 table is not aligned";
     /// A snapshot's L1 table is too large.
     SnapshotL1TooLarge "SNAPSHOT_L1_TOO_LARGE" "a snapshot's L1 table is too large";
+    /// The zero flag with extended L2 entries.
+    ZeroFlagWithSubclusters "ZERO_FLAG_WITH_SUBCLUSTERS" "bit 0 of an extended L2 entry is set";
+    /// A snapshot table entry lacks fields.
+    SnapshotIncomplete "SNAPSHOT_INCOMPLETE" "a snapshot table entry lacks what version 3 wants: its disk size";
     /// The snapshot table cannot be read.
     SnapshotTable "SNAPSHOT_TABLE" "the snapshot table is damaged";
     /// A refcount block is not aligned.
@@ -209,60 +226,124 @@ pub(super) struct Counted {
     pub(super) leaks: u64,
 }
 
-/// All findings: counted always, kept up to a limit. Findings about COPIED flags come last.
+/// All findings: counted always, made and kept up to a limit. Findings about COPIED flags come last.
 #[derive(Debug)]
 pub(super) struct Findings {
+    kept: List,
+    deferred: List,
+    counted: Counted,
+}
+
+/// Findings up to a limit, and how many there were beyond it.
+#[derive(Debug)]
+struct List {
     kept: Vec<Finding>,
-    deferred: Vec<Finding>,
     omitted: u64,
     limit: usize,
-    counted: Counted,
+}
+
+impl List {
+    fn new(limit: usize) -> Self {
+        Self {
+            kept: Vec::new(),
+            omitted: 0,
+            limit,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.kept.len() >= self.limit
+    }
+
+    fn push(&mut self, make: impl FnOnce() -> Finding) -> Option<&Finding> {
+        if self.is_full() {
+            self.omitted = self.omitted.saturating_add(1);
+            return None;
+        }
+        self.kept.push(make());
+        self.kept.last()
+    }
+
+    /// `times` rounds of `found` findings, of which those that `kept` gives are known.
+    fn repeat(&mut self, times: u64, found: u64, kept: impl Iterator<Item = Finding> + Clone) {
+        let mut made = 0u64;
+        for _ in 0..times.min(self.limit as u64) {
+            for finding in kept.clone() {
+                if self.is_full() {
+                    break;
+                }
+                self.kept.push(finding);
+                made += 1;
+            }
+        }
+        let all = times.saturating_mul(found);
+        self.omitted = self.omitted.saturating_add(all.saturating_sub(made));
+    }
 }
 
 impl Findings {
     pub(super) fn new(limit: usize) -> Self {
         Self {
-            kept: Vec::new(),
-            deferred: Vec::new(),
-            omitted: 0,
-            limit,
+            kept: List::new(limit),
+            deferred: List::new(limit),
             counted: Counted::default(),
         }
     }
 
-    pub(super) fn push(&mut self, finding: Finding) {
-        self.count(finding.severity);
-        if self.kept.len() < self.limit {
-            self.kept.push(finding);
-        } else {
-            self.omitted = self.omitted.saturating_add(1);
-        }
+    /// Counts a finding, and makes it if there is room for it.
+    pub(super) fn push(&mut self, severity: Severity, make: impl FnOnce() -> Finding) -> Option<&Finding> {
+        self.count(severity, 1);
+        self.kept.push(make)
     }
 
-    /// A finding that belongs behind all others.
-    pub(super) fn defer(&mut self, finding: Finding) {
-        self.count(finding.severity);
-        if self.deferred.len() < self.limit {
-            self.deferred.push(finding);
-        } else {
-            self.omitted = self.omitted.saturating_add(1);
+    /// The same finding, `times` times.
+    pub(super) fn push_times(&mut self, times: u64, severity: Severity, make: impl Fn() -> Finding) {
+        self.count(severity, times);
+        let room = self.kept.limit.saturating_sub(self.kept.kept.len()) as u64;
+        for _ in 0..times.min(room) {
+            self.kept.push(&make);
         }
+        self.kept.omitted = self.kept.omitted.saturating_add(times.saturating_sub(room));
+    }
+
+    /// A corruption that belongs behind all others.
+    pub(super) fn defer(&mut self, make: impl FnOnce() -> Finding) -> Option<&Finding> {
+        self.count(Severity::Corruption, 1);
+        self.deferred.push(make)
+    }
+
+    /// `times` rounds of `found` corruptions, of which those that `kept` gives are known.
+    pub(super) fn repeat(&mut self, times: u64, found: u64, kept: impl Iterator<Item = Finding> + Clone) {
+        self.count(Severity::Corruption, times.saturating_mul(found));
+        self.kept.repeat(times, found, kept);
+    }
+
+    /// As [`Findings::repeat`], for corruptions that belong behind all others.
+    pub(super) fn repeat_deferred(&mut self, times: u64, found: u64, kept: impl Iterator<Item = Finding> + Clone) {
+        self.count(Severity::Corruption, times.saturating_mul(found));
+        self.deferred.repeat(times, found, kept);
+    }
+
+    /// Counts findings that nothing more is told about.
+    pub(super) fn omit(&mut self, severity: Severity, number: u64) {
+        self.count(severity, number);
+        self.kept.omitted = self.kept.omitted.saturating_add(number);
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.kept.is_full()
     }
 
     pub(super) fn append_deferred(&mut self) {
-        let room = self.limit.saturating_sub(self.kept.len());
-        let over = self.deferred.len().saturating_sub(room);
-        self.omitted = self.omitted.saturating_add(over as u64);
-        self.kept.extend(self.deferred.drain(..).take(room));
-    }
-
-    /// The finding that was kept last.
-    pub(super) fn last_kept(&self) -> Option<Finding> {
-        self.kept.last().cloned()
+        let (list, deferred) = (&mut self.kept, &mut self.deferred);
+        let room = list.limit.saturating_sub(list.kept.len());
+        let over = deferred.kept.len().saturating_sub(room) as u64;
+        list.omitted = list.omitted.saturating_add(over).saturating_add(deferred.omitted);
+        list.kept.extend(deferred.kept.drain(..).take(room));
     }
 
     pub(super) fn kept_mut(&mut self) -> &mut [Finding] {
-        &mut self.kept
+        &mut self.kept.kept
     }
 
     pub(super) fn counted(&self) -> Counted {
@@ -270,15 +351,39 @@ impl Findings {
     }
 
     pub(super) fn into_parts(self) -> (Vec<Finding>, u64) {
-        (self.kept, self.omitted)
+        (self.kept.kept, self.kept.omitted)
     }
 
-    fn count(&mut self, severity: Severity) {
+    fn count(&mut self, severity: Severity, number: u64) {
         let counter = match severity {
             Severity::Leak => &mut self.counted.leaks,
             Severity::Corruption => &mut self.counted.corruptions,
             Severity::Error => &mut self.counted.errors,
         };
-        *counter = counter.saturating_add(1);
+        *counter = counter.saturating_add(number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_counted_and_some_are_kept() {
+        let mut findings = Findings::new(5);
+        let make = || Finding::corruption(FindingCode::ReservedBits, Table::L2);
+        assert!(findings.push(Severity::Corruption, make).is_some());
+        findings.push_times(2, Severity::Corruption, make);
+        findings.repeat(1 << 40, 2, [make()].iter().cloned());
+        findings.defer(make);
+        assert!(findings.is_full());
+        findings.append_deferred();
+        let counted = findings.counted();
+        assert_eq!(
+            (counted.corruptions, counted.leaks, counted.errors),
+            ((2 << 40) + 4, 0, 0)
+        );
+        let (kept, omitted) = findings.into_parts();
+        assert_eq!((kept.len(), omitted), (5, (2 << 40) - 1));
     }
 }

@@ -1,11 +1,12 @@
 //! Which guest ranges the clusters with a wrong refcount belong to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use qcow2_format::{ClusterMapping, GuestOffset, HostOffset, L1Entry, L2Entry};
+use qcow2_format::{GuestOffset, HostOffset, L1Entry, L2Entry};
 
 use super::finding::FindingCode;
 use super::reader::words;
+use super::table::descriptor;
 use super::{Check, Result};
 
 /// Most guest ranges that a finding lists.
@@ -30,7 +31,7 @@ impl Check<'_> {
         let header = self.reader.header;
         let length = u64::from(header.l1_entries).saturating_mul(8);
         let l1 = self.reader.read(header.l1_offset, length).unwrap_or_default();
-        let mut walked: HashMap<HostOffset, ()> = HashMap::new();
+        let mut walked = HashSet::new();
         for (l1_index, entry) in (0u64..).zip(words(&l1).map(L1Entry)) {
             let Some(l2_offset) = entry
                 .l2_offset()
@@ -43,8 +44,8 @@ impl Check<'_> {
             if let (Some(ranges), Some(guest)) = (wanted.get_mut(&table), header.geometry.guest_offset(l1_index, 0)) {
                 add(ranges, guest, header.geometry.l1_entry_span());
             }
-            if walked.insert(l2_offset, ()).is_none() && !self.reader.is_hole(l2_offset, header.geometry.cluster_size())
-            {
+            // Only a table whose cluster has several references can come up again.
+            if self.counts.get(table) <= 1 || walked.insert(l2_offset) {
                 self.attribute_table(l1_index, l2_offset, &mut wanted);
             }
         }
@@ -59,14 +60,14 @@ impl Check<'_> {
     }
 
     fn attribute_table(
-        &self,
+        &mut self,
         l1_index: u64,
         l2_offset: HostOffset,
         wanted: &mut HashMap<u64, Vec<(GuestOffset, u64)>>,
     ) {
         let rules = self.reader.header.entry_rules();
         let (geometry, size) = (rules.geometry, rules.geometry.cluster_size());
-        let Ok(table) = self.reader.read(l2_offset, size) else {
+        let Ok(table) = self.reader.table(l2_offset) else {
             return;
         };
         let step = usize::try_from(geometry.l2_entry_size()).unwrap_or(8);
@@ -79,13 +80,9 @@ impl Check<'_> {
             let Some(guest) = geometry.guest_offset(l1_index, index).filter(|_| entry.word != 0) else {
                 continue;
             };
-            let plain = L2Entry {
-                word: entry.word & !(1 << 63),
-                ..entry
-            };
-            let (host, length) = match plain.mapping(&rules, guest) {
-                Ok(ClusterMapping::Compressed(found)) => (found.offset, found.length()),
-                _ => (entry.host_offset(), size),
+            let (host, length) = match descriptor(entry, &rules) {
+                Some(found) => (found.offset, found.length()),
+                None => (entry.host_offset(), size),
             };
             let last = host.0.saturating_add(length.saturating_sub(1));
             for cluster in geometry.cluster_index(host).0..=geometry.cluster_index(HostOffset(last)).0 {

@@ -1,16 +1,21 @@
 //! *check* without repair: every reference to every host cluster is counted and compared with the refcounts on disk.
 //!
 //! The counts are qemu-img's. The order of work is too, since its messages come in it: snapshot table; the trees of the active disk and of the
-//! snapshots; bitmaps; refcount blocks; the comparison by rising cluster number; the COPIED flags. Memory follows what is really in
-//! the file: references beyond its end are findings, never table space, and tables in holes are not walked.
+//! snapshots; bitmaps; refcount blocks; the comparison by rising cluster number; the COPIED flags.
+//!
+//! Time and memory follow what is really in the file, whatever its tables claim: references beyond its end are findings, never table space; holes
+//! are not read; a table that is named again and again is walked twice at most; rows of clusters are checked as rows.
 
 mod bitmaps;
+mod classes;
 mod counts;
 mod finding;
 mod guests;
 mod reader;
 mod refcounts;
 mod snapshots;
+mod sweep;
+mod table;
 mod tree;
 
 pub use finding::{Finding, FindingCode, Severity};
@@ -67,8 +72,6 @@ struct Check<'a> {
     reader: Reader<'a>,
     context: &'a JobContext,
     counts: Counts,
-    /// Most bytes of counts.
-    max_memory: u64,
     findings: Findings,
     report: CheckReport,
 }
@@ -76,7 +79,8 @@ struct Check<'a> {
 /// Checks the image of a layer. Findings are data: only what keeps the check itself from running is an error.
 ///
 /// # Errors
-/// [`Error::State`] with code `NO_CHECK` for a raw layer, [`Error::Cancelled`], and errors of reading the refcount table.
+/// [`Error::State`] with code `NO_CHECK` for a raw layer, [`Error::Cancelled`], errors of reading the refcount table, and [`Error::Limit`]
+/// (`maxMemory`) if counting takes more than the layer's limit: a quarter of a byte for each cluster of a file without snapshots.
 pub fn check(layer: &Layer, options: &CheckOptions, context: &JobContext) -> Result<CheckReport> {
     let (Some(header), Some(extensions)) = (layer.header(), layer.extensions()) else {
         return Err(Error::State {
@@ -88,8 +92,7 @@ pub fn check(layer: &Layer, options: &CheckOptions, context: &JobContext) -> Res
     let reader = Reader::new(layer.storage().as_ref(), header)?;
     context.progress.begin("check", reader.work());
     let mut check = Check {
-        counts: Counts::new(),
-        max_memory: layer.options().limits.max_memory,
+        counts: Counts::new(header.refcount_order.max(), layer.options().limits.max_memory),
         findings: Findings::new(options.max_findings),
         report: CheckReport {
             total_clusters: header.geometry.clusters(header.virtual_size()),
@@ -103,24 +106,28 @@ pub fn check(layer: &Layer, options: &CheckOptions, context: &JobContext) -> Res
     check.reference(HostOffset(0), header.geometry.cluster_size(), Table::Header)?;
     let mut trees = tree::Trees::default();
     check.active_tree(&mut trees)?;
-    for snapshot in &snapshots {
-        check.snapshot_tree(&mut trees, snapshot)?;
-    }
+    check.snapshot_trees(&mut trees, &snapshots)?;
     check.count_shared_tables(&trees)?;
-    check.reference(header.snapshots_offset, snapshot_table_length, Table::SnapshotTable)?;
-    check.reference(
-        header.refcount_table_offset,
-        header.refcount_table_bytes(),
-        Table::RefcountTable,
-    )?;
-    if let Some(encryption) = extensions.encryption {
-        check.reference(encryption.offset, encryption.length, Table::EncryptionHeader)?;
+    drop(trees);
+    let others = [
+        (header.snapshots_offset, snapshot_table_length, Table::SnapshotTable),
+        (
+            header.refcount_table_offset,
+            header.refcount_table_bytes(),
+            Table::RefcountTable,
+        ),
+    ];
+    let encryption = extensions
+        .encryption
+        .map(|place| (place.offset, place.length, Table::EncryptionHeader));
+    for (offset, length, table) in others.into_iter().chain(encryption) {
+        check.reference(offset, length, table)?;
     }
     if let Some(bitmaps) = extensions.bitmaps.filter(|_| header.autoclear & 1 != 0) {
         check.bitmaps(bitmaps)?;
     }
-    let blocks = check.refcount_blocks()?;
-    check.compare_refcounts(&blocks)?;
+    check.refcount_blocks()?;
+    check.compare_refcounts()?;
     check.findings.append_deferred();
     check.attribute_guests()?;
     context.progress.finish();
@@ -128,52 +135,56 @@ pub fn check(layer: &Layer, options: &CheckOptions, context: &JobContext) -> Res
 }
 
 impl Check<'_> {
-    /// Counts one reference to each host cluster that a range touches.
-    fn reference(&mut self, offset: HostOffset, length: u64, table: Table) -> Result<()> {
+    /// Counts one reference to each host cluster that a range touches. `false`: the range passes the end of the file, which is a finding.
+    fn reference(&mut self, offset: HostOffset, length: u64, table: Table) -> Result<bool> {
         self.reference_times(offset, length, table, 1)
     }
 
-    fn reference_times(&mut self, offset: HostOffset, length: u64, table: Table, times: u64) -> Result<()> {
+    fn reference_times(&mut self, offset: HostOffset, length: u64, table: Table, times: u64) -> Result<bool> {
         if length == 0 {
-            return Ok(());
+            return Ok(true);
+        }
+        if self.is_beyond(offset, length) {
+            self.beyond(offset, length, table, times);
+            return Ok(false);
         }
         let geometry = self.reader.header.geometry;
-        let end = offset.0.saturating_add(length);
-        // The last cluster of a file may be there only in part.
-        if end.saturating_sub(self.reader.file_length) > geometry.cluster_size() {
-            let mut finding = Finding::corruption(FindingCode::BeyondEndOfFile, table);
-            finding.offset = Some(offset.0);
-            finding.length = Some(length);
-            self.found(finding);
-            return Ok(());
-        }
-        let maximum = self.reader.header.refcount_order.max();
-        for cluster in geometry.cluster_index(offset).0..geometry.clusters(end) {
-            if self.counts.add(cluster, times, maximum) {
-                let mut finding = Finding::corruption(FindingCode::ReferenceOverflow, table);
-                finding.offset = Some(offset.0);
-                finding.cluster = Some(cluster);
-                self.found(finding);
-            }
-            // A sparse file may be exabytes long for nothing, and all that lies in it is believed.
-            if cluster.is_multiple_of(counts::CHUNK_CLUSTERS) {
-                self.context.cancel.check()?;
-            }
-            let wanted = self.counts.memory();
-            if wanted > self.max_memory {
-                return Err(Error::Limit {
-                    limit: "maxMemory",
-                    allowed: self.max_memory,
-                    wanted,
-                });
-            }
-        }
-        Ok(())
+        let first = geometry.cluster_index(offset).0;
+        let end = geometry.clusters(offset.0.saturating_add(length));
+        let overflows = self.counts.add(first, end.saturating_sub(first), times)?;
+        self.overflowed(&overflows, offset, table);
+        Ok(true)
     }
 
-    /// Counts and keeps a finding.
-    fn found(&mut self, finding: Finding) {
-        self.findings.push(finding);
+    /// Whether a range passes the end of the file by more than a cluster: the last cluster of a file may be there only in part.
+    fn is_beyond(&self, offset: HostOffset, length: u64) -> bool {
+        let end = offset.0.saturating_add(length);
+        end.saturating_sub(self.reader.file_length) > self.reader.header.geometry.cluster_size()
+    }
+
+    /// Notes a reference that passes the end of the file.
+    fn beyond(&mut self, offset: HostOffset, length: u64, table: Table, times: u64) -> Option<&Finding> {
+        let make = || Finding {
+            offset: Some(offset.0),
+            length: Some(length),
+            ..Finding::corruption(FindingCode::BeyondEndOfFile, table)
+        };
+        if times > 1 {
+            self.findings.push_times(times - 1, Severity::Corruption, make);
+        }
+        self.findings.push(Severity::Corruption, make)
+    }
+
+    /// Notes references that were too many to be counted.
+    fn overflowed(&mut self, overflows: &[(u64, u64)], offset: HostOffset, table: Table) {
+        let geometry = self.reader.header.geometry;
+        for &(cluster, times) in overflows {
+            self.findings.push_times(times, Severity::Corruption, || Finding {
+                offset: cluster.checked_mul(geometry.cluster_size()).or(Some(offset.0)),
+                cluster: Some(cluster),
+                ..Finding::corruption(FindingCode::ReferenceOverflow, table)
+            });
+        }
     }
 
     fn finish(mut self) -> CheckReport {

@@ -1,11 +1,19 @@
-//! Reading metadata for a check: bounded by the file, holes skipped.
+//! Reading metadata for a check: bounded by the file, holes skipped, neighbours read at once.
 
+use std::cell::RefCell;
 use std::io;
+use std::sync::Arc;
 
 use qcow2_format::{Header, HostOffset, RefcountTableEntry};
 
+use super::classes::Classes;
 use crate::error::{Error, Result};
-use crate::storage::Storage;
+use crate::storage::{Extent, Storage};
+
+/// What is read at once where tables follow each other.
+const AHEAD: u64 = 1 << 20;
+/// Offsets whose cluster would end behind this cannot be read, by QEMU's rule.
+const LARGEST: u64 = (1 << 63) - (1 << 20);
 
 /// The file under check with what the header says of it.
 #[derive(Debug)]
@@ -16,26 +24,52 @@ pub(super) struct Reader<'a> {
     pub(super) file_length: u64,
     /// The refcount table, as far as it is in the file.
     pub(super) refcount_table: Vec<RefcountTableEntry>,
-    /// The refcount block that was looked at last.
-    last_block: Option<(HostOffset, Vec<u8>)>,
+    pub(super) classes: Classes,
+    /// The extent that was asked for last: its begin and what it is.
+    extent: RefCell<Option<(HostOffset, Extent)>>,
+    /// What was read last: a table, and what followed it.
+    window: Window,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    offset: u64,
+    bytes: Vec<u8>,
+    /// Where the last table that was asked for ended.
+    expected: u64,
+}
+
+/// What a refcount table entry leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Block {
+    /// Nothing that counts anything.
+    Absent,
+    /// A place that cannot be read.
+    Unreadable,
+    /// A block.
+    At(HostOffset),
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(storage: &'a dyn Storage, header: &'a Header) -> Result<Self> {
-        let file_length = storage
-            .length()
-            .map_err(|source| failed(storage, "read", source))?
-            .next_multiple_of(512);
+        let failed = |source| Error::Io {
+            operation: "read",
+            path: storage.path().map(Into::into),
+            source,
+        };
+        let length = storage.length().map_err(failed)?;
         let mut reader = Self {
             storage,
             header,
-            file_length,
+            file_length: length.checked_next_multiple_of(512).unwrap_or(length & !511),
             refcount_table: Vec::new(),
-            last_block: None,
+            classes: Classes::default(),
+            extent: RefCell::default(),
+            window: Window::default(),
         };
         let table = reader
             .read(header.refcount_table_offset, header.refcount_table_bytes())
-            .map_err(|source| failed(storage, "read", source))?;
+            .map_err(failed)?;
         reader.refcount_table = words(&table).map(RefcountTableEntry).collect();
         Ok(reader)
     }
@@ -43,11 +77,7 @@ impl<'a> Reader<'a> {
     /// What there is to read, roughly: the measure of progress.
     pub(super) fn work(&self) -> u64 {
         let l1 = u64::from(self.header.l1_entries);
-        let blocks = self
-            .refcount_table
-            .iter()
-            .filter(|entry| entry.block_offset().is_some())
-            .count() as u64;
+        let blocks = self.refcount_table.iter().filter(|entry| entry.0 != 0).count() as u64;
         l1.saturating_add(blocks)
             .saturating_mul(self.header.geometry.cluster_size())
     }
@@ -64,53 +94,92 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
+    /// The table of one cluster at `offset`, zeros where it lies in a hole. One that stands behind the last one is read with those behind it.
+    pub(super) fn table(&mut self, offset: HostOffset) -> io::Result<Arc<[u8]>> {
+        let size = self.header.geometry.cluster_size();
+        let end = offset.0.saturating_add(size);
+        if self.is_hole(offset, size) {
+            let there = self.file_length.saturating_sub(offset.0).min(size);
+            return Ok(vec![0; usize::try_from(there).unwrap_or(0)].into());
+        }
+        let window_end = self.window.offset.saturating_add(self.window.bytes.len() as u64);
+        if offset.0 < self.window.offset || end > window_end {
+            let ahead = if self.window.expected == offset.0 {
+                AHEAD.max(size)
+            } else {
+                size
+            };
+            // Not into a hole: it may have no end.
+            let data_end = self.extent_at(offset).map_or(u64::MAX, |extent| extent.end.0);
+            let length = ahead.min(data_end.saturating_sub(offset.0)).max(size);
+            self.window = Window {
+                offset: offset.0,
+                bytes: self.read(offset, length)?,
+                expected: 0,
+            };
+        }
+        self.window.expected = end;
+        let begin = usize::try_from(offset.0 - self.window.offset).unwrap_or(usize::MAX);
+        let rest = self.window.bytes.get(begin..).unwrap_or_default();
+        let length = rest.len().min(self.header.geometry.cluster_len());
+        Ok(rest.get(..length).unwrap_or_default().into())
+    }
+
     /// Whether a range lies wholly in a hole of the file, so that it is known to be zeros without reading.
     pub(super) fn is_hole(&self, offset: HostOffset, length: u64) -> bool {
-        offset.0 < self.file_length
-            && self.storage.extent(offset).is_ok_and(|extent| {
-                !extent.data && extent.end.0 >= offset.0.saturating_add(length).min(self.file_length)
-            })
+        self.extent_at(offset)
+            .is_some_and(|extent| !extent.data && extent.end.0 >= offset.0.saturating_add(length).min(self.file_length))
+    }
+
+    /// The extent that `offset` lies in; none behind the end of the file.
+    pub(super) fn extent_at(&self, offset: HostOffset) -> Option<Extent> {
+        if offset.0 >= self.file_length {
+            return None;
+        }
+        if let Some((begin, extent)) = *self.extent.borrow()
+            && begin <= offset
+            && offset < extent.end
+        {
+            return Some(extent);
+        }
+        let extent = self.storage.extent(offset).ok()?;
+        *self.extent.borrow_mut() = Some((offset, extent));
+        Some(extent)
+    }
+
+    /// The refcount block of a refcount table index.
+    pub(super) fn block(&self, index: u64) -> Block {
+        let entry = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.refcount_table.get(index));
+        let size = self.header.geometry.cluster_size();
+        match entry.and_then(|entry| entry.block_offset()) {
+            None => Block::Absent,
+            Some(offset) if !offset.is_aligned(size) || offset.0 > LARGEST - size => Block::Unreadable,
+            Some(offset) if offset.0 >= self.file_length => Block::Absent,
+            Some(offset) => Block::At(offset),
+        }
     }
 
     /// The refcount on disk of a host cluster; `None` if its block cannot be read.
-    pub(super) fn refcount(&mut self, cluster: u64) -> Option<u64> {
-        let (table_index, block_index) = self
-            .header
-            .refcount_order
-            .split(qcow2_format::ClusterIndex(cluster), self.header.geometry);
-        let entry = usize::try_from(table_index)
-            .ok()
-            .and_then(|index| self.refcount_table.get(index));
-        let Some(offset) = entry.and_then(|entry| entry.block_offset()) else {
-            return Some(0);
+    pub(super) fn refcount(&self, cluster: u64) -> Option<u64> {
+        let order = self.header.refcount_order;
+        let (index, within) = order.split(qcow2_format::ClusterIndex(cluster), self.header.geometry);
+        let offset = match self.block(index) {
+            Block::Absent => return Some(0),
+            Block::Unreadable => return None,
+            Block::At(offset) => offset,
         };
-        if !offset.is_aligned(self.header.geometry.cluster_size()) {
-            return None;
-        }
-        if self.last_block.as_ref().is_none_or(|(at, _)| *at != offset) {
-            let block = self.read(offset, self.header.geometry.cluster_size()).ok()?;
-            self.last_block = Some((offset, block));
-        }
-        let (_, block) = self.last_block.as_ref()?;
-        // Behind the end of the file there is nothing, and that counts nothing.
-        Some(
-            self.header
-                .refcount_order
-                .get_at(block, usize::try_from(block_index).ok()?)
-                .unwrap_or(0),
-        )
+        // The eight bytes that the count is in: widths are powers of two.
+        let bits = u64::from(order.bits());
+        let word = within.saturating_mul(bits) / 64;
+        let bytes = self.read(offset.checked_add(word * 8)?, 8).ok()?;
+        let index = usize::try_from(within - word * 64 / bits).ok()?;
+        Some(order.get_at(&bytes, index).unwrap_or(0))
     }
 }
 
 /// The big-endian words of a table.
 pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
     bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word))
-}
-
-fn failed(storage: &dyn Storage, operation: &'static str, source: io::Error) -> Error {
-    Error::Io {
-        operation,
-        path: storage.path().map(Into::into),
-        source,
-    }
 }

@@ -1,146 +1,266 @@
 //! Refcount blocks, and the comparison of what they say with what was counted.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use qcow2_format::{HostOffset, Table};
 
-use super::counts::CHUNK_CLUSTERS;
+use super::counts::{CHUNK, Chunk};
 use super::finding::{Finding, FindingCode, Severity};
+use super::reader::Block;
 use super::{Check, Result};
 
-/// A refcount block that can be compared.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
-    /// Its entry's index in the refcount table.
-    index: u64,
-    offset: HostOffset,
+/// Bytes of refcount blocks that are read again because several table entries name them.
+const AGAIN: u64 = 256 << 20;
+
+/// How the comparison goes on.
+struct Comparison {
+    /// Number behind the last cluster that is compared.
+    limit: u64,
+    /// The highest cluster with a refcount or a reference.
+    highest: u64,
+    /// Blocks that several table entries name: how many counts above zero they have, and where the last one stands.
+    shared: HashMap<HostOffset, (u64, u64)>,
+    /// Bytes of such blocks that may still be read.
+    again: u64,
 }
 
+/// A cluster whose refcount is wrong: its number, refcount and references.
+type Mismatch = (u64, u64, u64);
+
 impl Check<'_> {
-    /// Counts the references to the refcount blocks and returns those that lie in the file, each once.
-    pub(super) fn refcount_blocks(&mut self) -> Result<Vec<Block>> {
+    /// Counts the references to the refcount blocks.
+    pub(super) fn refcount_blocks(&mut self) -> Result<()> {
         let geometry = self.reader.header.geometry;
-        let entries = self.reader.refcount_table.clone();
-        let file_clusters = geometry.clusters(self.reader.file_length);
-        let mut blocks = Vec::new();
-        let mut seen = HashSet::new();
+        let entries = std::mem::take(&mut self.reader.refcount_table);
         let table_offset = self.reader.header.refcount_table_offset.0;
-        for (index, entry) in (0u64..).zip(entries) {
-            let at = table_offset.saturating_add(index.saturating_mul(8));
+        for (index, &entry) in (0u64..).zip(&entries) {
             let finding = |code| Finding {
                 index: Some(index),
-                offset: Some(at),
+                offset: Some(table_offset.saturating_add(index.saturating_mul(8))),
                 value: Some(entry.0),
                 ..Finding::corruption(code, Table::RefcountTable)
             };
+            let mut found = |code| {
+                self.findings.push(Severity::Corruption, || finding(code));
+            };
             if entry.reserved() != 0 {
-                self.found(finding(FindingCode::ReservedBits));
+                found(FindingCode::ReservedBits);
                 continue;
             }
             let Some(offset) = entry.block_offset() else { continue };
             if !offset.is_aligned(geometry.cluster_size()) {
-                self.found(finding(FindingCode::RefcountBlockUnaligned));
+                found(FindingCode::RefcountBlockUnaligned);
                 continue;
             }
             let cluster = geometry.cluster_index(offset).0;
-            if cluster >= file_clusters {
-                self.found(finding(FindingCode::RefcountBlockOutside));
+            if cluster >= geometry.clusters(self.reader.file_length) {
+                found(FindingCode::RefcountBlockOutside);
                 continue;
             }
             self.reference(offset, geometry.cluster_size(), Table::RefcountTable)?;
             let references = self.counts.get(cluster);
             if references != 1 {
-                let finding = finding(FindingCode::RefcountBlockReferences);
-                self.found(Finding {
+                self.findings.push(Severity::Corruption, || Finding {
                     references: Some(references),
-                    ..finding
+                    ..finding(FindingCode::RefcountBlockReferences)
                 });
             }
-            if seen.insert(offset) {
-                blocks.push(Block { index, offset });
-            }
         }
-        Ok(blocks)
+        self.reader.refcount_table = entries;
+        Ok(())
     }
 
     /// Compares every count on disk with the references, by rising cluster number.
-    pub(super) fn compare_refcounts(&mut self, blocks: &[Block]) -> Result<()> {
+    pub(super) fn compare_refcounts(&mut self) -> Result<()> {
         let geometry = self.reader.header.geometry;
-        let order = self.reader.header.refcount_order;
+        let per_block = self.reader.header.refcount_order.block_entries(geometry);
         let file_clusters = geometry.clusters(self.reader.file_length);
-        let per_block = order.block_entries(geometry);
-        // Only stretches of clusters with a reference, or with a count on disk that is not in a hole, have to be looked at.
-        let mut chunks: BTreeSet<u64> = self.counts.chunks().collect();
-        for block in blocks {
+        let mut comparison = Comparison {
+            // A reference may pass the end of the file by less than a cluster.
+            limit: file_clusters + u64::from(self.counts.get(file_clusters) > 0),
+            highest: 0,
+            shared: HashMap::new(),
+            again: AGAIN,
+        };
+        let mut index = 0;
+        while let Some(next) = self.next_block(index, per_block).filter(|next| {
+            next.checked_mul(per_block)
+                .is_some_and(|begin| begin < comparison.limit)
+        }) {
             self.context.cancel.check()?;
             self.context.progress.advance(geometry.cluster_size());
-            let begin = block.index.saturating_mul(per_block);
-            let end = begin.saturating_add(per_block).min(file_clusters);
-            if begin < end && !self.reader.is_hole(block.offset, geometry.cluster_size()) {
-                self.chunks_with_counts(*block, begin, end, &mut chunks)?;
-            }
+            self.compare_block(next, per_block, &mut comparison)?;
+            index = next + 1;
         }
-        let mut highest = None;
-        for chunk in chunks {
-            self.context.cancel.check()?;
-            let begin = chunk.saturating_mul(CHUNK_CLUSTERS);
-            for cluster in begin..begin.saturating_add(CHUNK_CLUSTERS) {
-                let references = self.counts.get(cluster);
-                if cluster >= file_clusters && references == 0 {
-                    break;
-                }
-                let Some(refcount) = self.reader.refcount(cluster) else {
-                    continue;
-                };
-                if refcount == 0 && references == 0 {
-                    continue;
-                }
-                highest = Some(cluster);
-                if refcount != references {
-                    self.mismatch(cluster, refcount, references);
-                }
-            }
-        }
-        let end = highest.map_or(0, |cluster: u64| cluster.saturating_add(1));
+        let end = comparison.highest.saturating_add(1);
         self.report.image_end_offset = end.saturating_mul(geometry.cluster_size());
         Ok(())
     }
 
-    /// Adds the chunks in which a block has a count above zero.
-    fn chunks_with_counts(&self, block: Block, begin: u64, end: u64, chunks: &mut BTreeSet<u64>) -> Result<()> {
-        let geometry = self.reader.header.geometry;
-        let bits = u64::from(self.reader.header.refcount_order.bits());
-        let Ok(bytes) = self.reader.read(block.offset, geometry.cluster_size()) else {
-            return Ok(());
-        };
-        for chunk in begin / CHUNK_CLUSTERS..end.div_ceil(CHUNK_CLUSTERS) {
-            let first = chunk.saturating_mul(CHUNK_CLUSTERS).max(begin).saturating_sub(begin);
-            let last = chunk
-                .saturating_add(1)
-                .saturating_mul(CHUNK_CLUSTERS)
-                .min(end)
-                .saturating_sub(begin);
-            let bytes_of = |index: u64| usize::try_from(index.saturating_mul(bits) / 8).unwrap_or(usize::MAX);
-            let stretch = bytes.get(bytes_of(first)..bytes_of(last.next_multiple_of(8)).min(bytes.len()));
-            if stretch.is_some_and(|stretch| !qcow2_codec::is_zero(stretch)) {
-                chunks.insert(chunk);
+    /// The first refcount table index from `index` on that has a block, or clusters that something refers to.
+    fn next_block(&self, index: u64, per_block: u64) -> Option<u64> {
+        let named =
+            (index..self.reader.refcount_table.len() as u64).find(|&index| self.reader.block(index) != Block::Absent);
+        let counted = self
+            .counts
+            .next(index.saturating_mul(per_block))
+            .map(|cluster| cluster / per_block);
+        match (named, counted) {
+            (Some(named), Some(counted)) => Some(named.min(counted)),
+            (named, counted) => named.or(counted),
+        }
+    }
+
+    fn compare_block(&mut self, index: u64, per_block: u64, comparison: &mut Comparison) -> Result<()> {
+        let begin = index.saturating_mul(per_block);
+        let end = begin.saturating_add(per_block).min(comparison.limit);
+        let block = match self.reader.block(index) {
+            Block::Absent => None,
+            Block::Unreadable => {
+                self.uncountable(begin, end);
+                return Ok(());
             }
+            Block::At(offset) => {
+                if self.passed_over(offset, begin, end, comparison) {
+                    return Ok(());
+                }
+                match self.reader.table(offset) {
+                    Ok(block) => Some((offset, block)),
+                    Err(error) => {
+                        let length = self.reader.header.geometry.cluster_size();
+                        self.unreadable(Table::RefcountBlock, offset, length, &error);
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        let bytes: Arc<[u8]> = block.as_ref().map_or_else(|| Arc::from([]), |(_, bytes)| bytes.clone());
+        let mut at = begin;
+        while at < end {
+            let stop = (at / CHUNK).saturating_add(1).saturating_mul(CHUNK).min(end);
+            self.compare_part(&bytes, begin, at, stop, comparison);
+            at = stop;
+        }
+        if let Some((offset, bytes)) = block
+            && self.counts.get(self.reader.header.geometry.cluster_index(offset).0) > 1
+        {
+            let order = self.reader.header.refcount_order;
+            let used = (0u64..).zip(0..usize::try_from(per_block).unwrap_or(0));
+            let used = used.filter(|(_, entry)| order.get_at(&bytes, *entry).is_some_and(|count| count > 0));
+            let (number, last) = used.fold((0, 0), |(number, _), (entry, _)| (number + 1, entry));
+            comparison.shared.insert(offset, (number, last));
         }
         Ok(())
     }
 
-    fn mismatch(&mut self, cluster: u64, refcount: u64, references: u64) {
+    /// Counts the leaks of a block that was seen before, for clusters that nothing refers to, without looking at it again. `false`: it has to be
+    /// looked at.
+    fn passed_over(&mut self, offset: HostOffset, begin: u64, end: u64, comparison: &mut Comparison) -> bool {
+        let Some(&(number, last)) = comparison.shared.get(&offset) else {
+            return false;
+        };
+        let size = self.reader.header.geometry.cluster_size();
+        let whole = begin.saturating_add(last) < end;
+        let unused = self.counts.next(begin).is_none_or(|next| next >= end);
+        if !whole || !unused || (number > 0 && !self.findings.is_full() && comparison.again >= size) {
+            comparison.again = comparison.again.saturating_sub(size);
+            return false;
+        }
+        if number > 0 {
+            self.findings.omit(Severity::Leak, number);
+            comparison.highest = begin.saturating_add(last);
+        }
+        true
+    }
+
+    /// Clusters whose refcounts cannot be read.
+    fn uncountable(&mut self, begin: u64, end: u64) {
+        let mut at = begin;
+        while at < end && !self.findings.is_full() {
+            self.findings.push(Severity::Error, || Finding {
+                cluster: Some(at),
+                detail: Some("its refcount cannot be read".to_owned()),
+                ..Finding::new(FindingCode::ReadError, Severity::Error, Table::RefcountBlock)
+            });
+            at += 1;
+        }
+        self.findings.omit(Severity::Error, end.saturating_sub(at));
+    }
+
+    /// Compares the clusters from `at` to `stop`, all of one chunk of counts; `bytes` is their block, which begins with cluster `begin`.
+    fn compare_part(&mut self, bytes: &[u8], begin: u64, at: u64, stop: u64, comparison: &mut Comparison) {
+        let order = self.reader.header.refcount_order;
+        let chunk = self.counts.chunk(at / CHUNK);
+        let index = |cluster: u64| usize::try_from(cluster - begin).unwrap_or(usize::MAX);
+        let mut mismatches: Vec<Mismatch> = Vec::new();
+        let mut cluster = at;
+        if order.bits() == 16 {
+            let skipped = alike(
+                bytes.get(index(at) * 2..index(stop) * 2),
+                chunk,
+                at,
+                &mut comparison.highest,
+            );
+            cluster = at.saturating_add(skipped).min(stop);
+        }
+        while cluster < stop {
+            let references = chunk.map_or(0, |chunk| chunk.get(usize::try_from(cluster % CHUNK).unwrap_or(0)));
+            let refcount = order.get_at(bytes, index(cluster)).unwrap_or(0);
+            if refcount != 0 || references != 0 {
+                comparison.highest = cluster;
+            }
+            if refcount != references {
+                mismatches.push((cluster, refcount, references));
+            }
+            cluster += 1;
+        }
+        for mismatch in mismatches {
+            self.mismatch(mismatch);
+        }
+    }
+
+    fn mismatch(&mut self, (cluster, refcount, references): Mismatch) {
         let (code, severity) = if refcount > references {
             (FindingCode::Leak, Severity::Leak)
         } else {
             (FindingCode::RefcountTooLow, Severity::Corruption)
         };
-        self.found(Finding {
+        let size = self.reader.header.geometry.cluster_size();
+        self.findings.push(severity, || Finding {
             cluster: Some(cluster),
             refcount: Some(refcount),
             references: Some(references),
-            offset: cluster.checked_mul(self.reader.header.geometry.cluster_size()),
+            offset: cluster.checked_mul(size),
             ..Finding::new(code, severity, Table::RefcountBlock)
         });
     }
+}
+
+/// How many clusters from `at` on have 16-bit refcounts equal to their counts, four by four. Notes the highest of them that is in use.
+fn alike(refcounts: Option<&[u8]>, chunk: Option<&Chunk>, at: u64, highest: &mut u64) -> u64 {
+    let (groups, _) = refcounts.unwrap_or_default().as_chunks::<8>();
+    let first = usize::try_from(at % CHUNK / 4).unwrap_or(0);
+    let counts = match chunk.map(Chunk::packed) {
+        None => None,
+        Some(Some(counts)) => Some(counts.get(first..).unwrap_or_default()),
+        Some(None) => return 0,
+    };
+    let count = |index: usize| counts.map_or(0, |counts| counts.get(index).copied().unwrap_or(0));
+    let same = |(index, group): &(usize, &[u8; 8])| u64::from_be_bytes(**group) == spread(count(*index));
+    let mut alike = 0;
+    for (index, group) in groups.iter().enumerate().take_while(same) {
+        alike = index as u64 + 1;
+        if *group != [0; 8] {
+            let in_group = 3 - u64::from(u64::from_be_bytes(*group).trailing_zeros() / 16);
+            *highest = at + index as u64 * 4 + in_group;
+        }
+    }
+    alike * 4
+}
+
+/// Four counts of two bits as four big-endian refcounts of 16.
+fn spread(counts: u8) -> u64 {
+    let counts = u64::from(counts);
+    (counts & 3) << 48 | (counts >> 2 & 3) << 32 | (counts >> 4 & 3) << 16 | counts >> 6
 }

@@ -1,37 +1,39 @@
-//! The L1 and L2 tables of the active disk and of the snapshots.
+//! The L1 tables of the active disk and of the snapshots, and which L2 tables they lead to.
 
 use std::collections::HashMap;
 
-use qcow2_format::entry::EntryRules;
-use qcow2_format::{ClusterMapping, EntryFault, GuestOffset, HostOffset, L1Entry, L2Entry, Table};
+use qcow2_format::{HostOffset, L1Entry, Table};
 
-use super::finding::{Finding, FindingCode};
+use super::finding::{Finding, FindingCode, Severity};
 use super::reader::words;
+use super::table::{Totals, Walk};
 use super::{Check, Result};
 
-/// L2 tables that were walked, by host offset. A table that several L1 entries name is walked once and remembered, so that time follows the
-/// file and not what its tables claim.
+/// Bytes of an L1 table that are read at a time.
+const PIECE: u64 = 1 << 20;
+/// Bytes of memory that remembering an L2 table takes, roughly.
+const MEMORY: u64 = 256;
+
+/// L2 tables that were named more than once, by host offset. Such a table is walked twice at most and then remembered, so that time follows
+/// the file and not what its tables claim.
 #[derive(Debug, Default)]
 pub(super) struct Trees {
-    walked: HashMap<HostOffset, Walked>,
+    remembered: HashMap<HostOffset, Remembered>,
 }
 
-/// What walking one L2 table gave.
-#[derive(Debug, Default)]
-struct Walked {
-    /// Visits after the first.
+/// What walking an L2 table gave.
+#[derive(Debug)]
+struct Remembered {
+    /// Visits after it was walked for the last time.
     again: u64,
+    l1_index: u64,
     totals: Totals,
-    findings: Vec<Finding>,
-    deferred: Vec<Finding>,
-}
-
-/// Clusters of one L2 table, as the report counts them.
-#[derive(Clone, Copy, Debug, Default)]
-struct Totals {
-    allocated: u64,
-    fragmented: u64,
-    compressed: u64,
+    /// Findings of a visit, those about COPIED flags apart.
+    found: u64,
+    flags_found: u64,
+    /// As many of them as were kept.
+    kept: Vec<Finding>,
+    flags_kept: Vec<Finding>,
 }
 
 /// The tree that is being walked.
@@ -41,6 +43,12 @@ pub(super) struct Tree<'s> {
     pub(super) snapshot: Option<&'s (String, String)>,
     pub(super) l1_offset: HostOffset,
     pub(super) l1_entries: u32,
+}
+
+impl Tree<'_> {
+    pub(super) fn l1_bytes(&self) -> u64 {
+        u64::from(self.l1_entries).saturating_mul(8)
+    }
 }
 
 impl Check<'_> {
@@ -55,31 +63,65 @@ impl Check<'_> {
     }
 
     pub(super) fn tree(&mut self, trees: &mut Trees, tree: Tree<'_>) -> Result<()> {
-        let length = u64::from(tree.l1_entries).saturating_mul(8);
-        self.reference(tree.l1_offset, length, Table::L1)?;
-        let table = match self.reader.read(tree.l1_offset, length) {
-            Ok(table) => table,
-            Err(error) => {
-                self.unreadable(Table::L1, tree.l1_offset, length, &error);
-                return Ok(());
-            }
-        };
-        if (table.len() as u64) < length {
-            self.truncated(Table::L1, tree.l1_offset, length);
+        self.reference(tree.l1_offset, tree.l1_bytes(), Table::L1)?;
+        self.l1_end(tree);
+        self.l1_part(
+            trees,
+            tree,
+            tree.l1_offset.0,
+            tree.l1_offset.0.saturating_add(tree.l1_bytes()),
+            1,
+        )
+    }
+
+    /// An L1 table that passes the end of the file.
+    pub(super) fn l1_end(&mut self, tree: Tree<'_>) {
+        if tree.l1_offset.0.saturating_add(tree.l1_bytes()) > self.reader.file_length && tree.l1_entries > 0 {
+            self.truncated(Table::L1, tree.l1_offset, tree.l1_bytes());
         }
-        for (index, entry) in (0u64..)
-            .zip(words(&table).map(L1Entry))
-            .filter(|(_, entry)| entry.0 != 0)
-        {
+    }
+
+    /// The entries of an L1 table from `begin` to `end` in the file, each as often as `times` says. Holes are passed over.
+    pub(super) fn l1_part(
+        &mut self,
+        trees: &mut Trees,
+        tree: Tree<'_>,
+        begin: u64,
+        end: u64,
+        times: u64,
+    ) -> Result<()> {
+        let end = end.min(self.reader.file_length);
+        let mut at = begin;
+        while at < end {
             self.context.cancel.check()?;
-            self.l1_entry(trees, tree, index, entry)?;
+            let extent = self.reader.extent_at(HostOffset(at));
+            let stop = extent.map_or(end, |extent| extent.end.0.next_multiple_of(8)).min(end);
+            if extent.is_some_and(|extent| !extent.data) {
+                at = stop.max(at + 8);
+                continue;
+            }
+            let length = stop.saturating_sub(at).clamp(8, PIECE);
+            let bytes = match self.reader.read(HostOffset(at), length) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    self.unreadable(Table::L1, HostOffset(at), length, &error);
+                    return Ok(());
+                }
+            };
+            for (place, entry) in (at..end).step_by(8).zip(words(&bytes).map(L1Entry)) {
+                if entry.0 != 0 {
+                    self.context.cancel.check()?;
+                    self.l1_entry(trees, tree, place, entry, times)?;
+                }
+            }
+            at += length;
         }
         Ok(())
     }
 
-    fn l1_entry(&mut self, trees: &mut Trees, tree: Tree<'_>, index: u64, entry: L1Entry) -> Result<()> {
+    fn l1_entry(&mut self, trees: &mut Trees, tree: Tree<'_>, at: u64, entry: L1Entry, times: u64) -> Result<()> {
         let geometry = self.reader.header.geometry;
-        let at = tree.l1_offset.0.saturating_add(index.saturating_mul(8));
+        let index = at.saturating_sub(tree.l1_offset.0) / 8;
         let finding = |code, value| Finding {
             index: Some(index),
             offset: Some(at),
@@ -93,353 +135,126 @@ impl Check<'_> {
             ..Finding::corruption(code, Table::L1)
         };
         if entry.reserved() != 0 {
-            self.found(finding(FindingCode::ReservedBits, entry.0));
+            self.findings.push_times(times, Severity::Corruption, || {
+                finding(FindingCode::ReservedBits, entry.0)
+            });
         }
-        let Some(l2_offset) = entry.l2_offset() else {
-            if entry.copied() {
-                self.found(finding(FindingCode::CopiedWithoutOffset, entry.0));
-            }
-            return Ok(());
-        };
-        self.reference(l2_offset, geometry.cluster_size(), Table::L1)?;
+        // An entry without offset that is not all zero names the header, as QEMU sees it: what follows shows that something is wrong.
+        let l2_offset = entry.l2_offset().unwrap_or_default();
+        let cluster = geometry.cluster_index(l2_offset).0;
+        let new = self.counts.get(cluster) == 0;
+        let inside = self.reference_times(l2_offset, geometry.cluster_size(), Table::L1, times)?;
         if !l2_offset.is_aligned(geometry.cluster_size()) {
-            self.found(finding(FindingCode::UnalignedTable, l2_offset.0));
-            return Ok(());
+            self.findings.push_times(times, Severity::Corruption, || {
+                finding(FindingCode::UnalignedTable, l2_offset.0)
+            });
         }
         if tree.snapshot.is_none()
-            && let Some(refcount) = self.reader.refcount(geometry.cluster_index(l2_offset).0)
-            && (refcount == 1) != entry.copied()
+            && entry.l2_offset().is_some()
+            && self.reader.is_one(cluster).is_some_and(|one| one != entry.copied())
         {
-            self.findings.defer(Finding {
-                refcount: Some(refcount),
+            let refcount = self.reader.refcount(cluster);
+            self.findings.defer(|| Finding {
+                refcount,
                 ..finding(FindingCode::CopiedFlag, entry.0)
             });
         }
         self.context.progress.advance(geometry.cluster_size());
-        self.visit(trees, tree, index, l2_offset)
-    }
-
-    /// Walks an L2 table, or remembers that it is named once more.
-    fn visit(&mut self, trees: &mut Trees, tree: Tree<'_>, l1_index: u64, l2_offset: HostOffset) -> Result<()> {
-        let active = tree.snapshot.is_none();
-        if let Some(walked) = trees.walked.get_mut(&l2_offset) {
-            walked.again = walked.again.saturating_add(1);
-            walked
-                .findings
-                .iter()
-                .for_each(|finding| self.findings.push(finding.clone()));
-            if active {
-                walked
-                    .deferred
-                    .iter()
-                    .for_each(|finding| self.findings.defer(finding.clone()));
-                self.total(walked.totals);
-            }
-            return Ok(());
-        }
-        let length = self.reader.header.geometry.cluster_size();
-        if self.reader.is_hole(l2_offset, length) {
-            return Ok(());
-        }
-        let table = match self.reader.read(l2_offset, length) {
-            Ok(table) => table,
-            Err(error) => {
-                self.unreadable(Table::L2, l2_offset, length, &error);
-                return Ok(());
-            }
-        };
-        if (table.len() as u64) < length {
-            self.truncated(Table::L2, l2_offset, length);
-        }
-        let entry_size = self.reader.header.geometry.l2_entry_size();
-        let mut walk = Walk {
-            tree,
-            l1_index,
-            l2_offset,
-            next_plain: None,
-            entry_size,
-            walked: Walked::default(),
-        };
-        for (index, entry) in l2_entries(&table, self.reader.header.geometry.extended_l2()) {
-            self.l2_entry(&mut walk, index, entry)?;
-        }
-        if active {
-            self.total(walk.walked.totals);
-        }
-        trees.walked.insert(l2_offset, walk.walked);
-        Ok(())
-    }
-
-    fn total(&mut self, totals: Totals) {
-        let report = &mut self.report;
-        report.allocated_clusters = report.allocated_clusters.saturating_add(totals.allocated);
-        report.fragmented_clusters = report.fragmented_clusters.saturating_add(totals.fragmented);
-        report.compressed_clusters = report.compressed_clusters.saturating_add(totals.compressed);
-    }
-
-    fn l2_entry(&mut self, walk: &mut Walk<'_>, index: u64, entry: L2Entry) -> Result<()> {
-        let rules = self.reader.header.entry_rules();
-        let guest = rules.geometry.guest_offset(walk.l1_index, index).unwrap_or_default();
-        if entry.is_compressed() {
-            return self.compressed_entry(walk, index, entry, guest, &rules);
-        }
-        if entry.reserved(rules.geometry) != 0 {
-            self.in_l2(walk, index, guest, FindingCode::ReservedBits, entry.word);
-        }
-        let mapping = entry.mapping(&rules, guest);
-        let host = entry.host_offset();
-        // In a data file offset 0 can be a cluster's own, but not a zero cluster's.
-        let plain_zero = mapping == Ok(ClusterMapping::Zero(None));
-        let fault = mapping.err();
-        if let Some((code, value)) = fault.and_then(|fault| finding_of(fault, entry)) {
-            self.in_l2(walk, index, guest, code, value);
-        }
-        if plain_zero || (host.0 == 0 && !(rules.data_file && entry.copied())) {
-            return Ok(());
-        }
-        walk.plain(host, rules.geometry.cluster_size());
-        if !rules.data_file {
-            let before = self.findings.counted().corruptions;
-            self.reference(host, rules.geometry.cluster_size(), Table::L2)?;
-            let beyond = self.findings.counted().corruptions > before;
-            if !beyond && host.0 >= self.reader.file_length && has_data(entry, rules.geometry.extended_l2()) {
-                let finding = walk.finding(FindingCode::Truncated, index, guest, rules.geometry.cluster_size());
-                let finding = Finding {
-                    offset: Some(host.0),
-                    length: Some(rules.geometry.cluster_size()),
-                    ..finding
-                };
-                self.keep(walk, finding);
-            }
-            if beyond {
-                walk.walked.findings.extend(self.findings.last_kept());
-            }
-        }
-        if walk.tree.snapshot.is_none() {
-            self.copied_flag(walk, index, entry, guest, &rules);
+        if inside {
+            self.visit(trees, tree, index, l2_offset, new, times)?;
         }
         Ok(())
     }
 
-    fn copied_flag(&mut self, walk: &mut Walk<'_>, index: u64, entry: L2Entry, guest: GuestOffset, rules: &EntryRules) {
-        let cluster = rules.geometry.cluster_index(entry.host_offset()).0;
-        let refcount = if rules.data_file {
-            Some(1)
-        } else {
-            self.reader.refcount(cluster)
-        };
-        let Some(refcount) = refcount.filter(|&refcount| (refcount == 1) != entry.copied()) else {
-            return;
-        };
-        let finding = walk.finding(FindingCode::CopiedFlag, index, guest, rules.geometry.cluster_size());
-        let finding = Finding {
-            refcount: Some(refcount),
-            value: Some(entry.word),
-            ..finding
-        };
-        self.findings.defer(finding.clone());
-        walk.walked.deferred.push(finding);
-    }
-
-    fn compressed_entry(
+    /// Walks an L2 table, or recalls what walking it gave. `new`: nothing has named its cluster before.
+    fn visit(
         &mut self,
-        walk: &mut Walk<'_>,
-        index: u64,
-        entry: L2Entry,
-        guest: GuestOffset,
-        rules: &EntryRules,
+        trees: &mut Trees,
+        tree: Tree<'_>,
+        l1_index: u64,
+        l2_offset: HostOffset,
+        new: bool,
+        times: u64,
     ) -> Result<()> {
-        let plain = L2Entry {
-            word: entry.word & !(1 << 63),
-            ..entry
-        };
-        if entry.copied() {
-            let at = descriptor(plain, rules, guest).map_or(entry.word, |found| found.offset.0);
-            self.in_l2(walk, index, guest, FindingCode::CopiedCompressed, at);
+        if let Some(remembered) = trees.remembered.get_mut(&l2_offset) {
+            remembered.again = remembered.again.saturating_add(times);
+            self.recall(remembered, tree, l1_index, times);
+            return Ok(());
         }
-        let descriptor = match plain.mapping(rules, guest) {
-            Ok(ClusterMapping::Compressed(descriptor)) => descriptor,
-            Ok(_) => return Ok(()),
-            Err(fault) => {
-                if let Some((code, value)) = finding_of(fault, entry) {
-                    self.in_l2(walk, index, guest, code, value);
-                }
-                return Ok(());
-            }
-        };
-        let before = self.findings.counted().corruptions;
-        self.reference(descriptor.offset, descriptor.length(), Table::L2)?;
-        if self.findings.counted().corruptions > before {
-            walk.walked.findings.extend(self.findings.last_kept());
-        } else if descriptor.end().0 > self.reader.file_length {
-            let finding = walk.finding(FindingCode::Truncated, index, guest, rules.geometry.cluster_size());
-            let place = (Some(descriptor.offset.0), Some(descriptor.length()));
-            self.keep(
-                walk,
-                Finding {
-                    offset: place.0,
-                    length: place.1,
-                    ..finding
-                },
-            );
+        let remember = !new || times > 1;
+        let mut walk = Walk::new(tree, l1_index, l2_offset, remember);
+        self.l2_table(&mut walk)?;
+        if tree.snapshot.is_none() {
+            self.total(walk.totals, 1);
         }
-        let totals = &mut walk.walked.totals;
-        for counter in [&mut totals.allocated, &mut totals.compressed, &mut totals.fragmented] {
-            *counter = counter.saturating_add(1);
+        if remember {
+            self.counts.spend(MEMORY)?;
+            let remembered = Remembered {
+                again: times - 1,
+                l1_index,
+                totals: walk.totals,
+                found: walk.found,
+                flags_found: walk.flags_found,
+                kept: walk.kept,
+                flags_kept: walk.flags_kept,
+            };
+            self.recall(&remembered, tree, l1_index, times - 1);
+            trees.remembered.insert(l2_offset, remembered);
         }
         Ok(())
+    }
+
+    /// Counts what another `times` visits of a table would have found.
+    fn recall(&mut self, remembered: &Remembered, tree: Tree<'_>, l1_index: u64, times: u64) {
+        let span = self.reader.header.geometry.l1_entry_span();
+        let moved = |finding: &Finding| {
+            let mut finding = finding.clone();
+            finding.snapshot = tree.snapshot.cloned();
+            for (guest, _) in &mut finding.guest_ranges {
+                let in_table = guest.0.saturating_sub(remembered.l1_index.saturating_mul(span));
+                guest.0 = l1_index.saturating_mul(span).saturating_add(in_table);
+            }
+            finding
+        };
+        self.findings
+            .repeat(times, remembered.found, remembered.kept.iter().map(moved));
+        if tree.snapshot.is_none() {
+            self.findings
+                .repeat_deferred(times, remembered.flags_found, remembered.flags_kept.iter().map(moved));
+            self.total(remembered.totals, times);
+        }
+    }
+
+    fn total(&mut self, totals: Totals, times: u64) {
+        let add = |counter: &mut u64, number: u64| *counter = counter.saturating_add(number.saturating_mul(times));
+        add(&mut self.report.allocated_clusters, totals.allocated);
+        add(&mut self.report.fragmented_clusters, totals.fragmented);
+        add(&mut self.report.compressed_clusters, totals.compressed);
     }
 
     /// Counts the references of tables that were named more than once as often as they were named.
     pub(super) fn count_shared_tables(&mut self, trees: &Trees) -> Result<()> {
-        let rules = self.reader.header.entry_rules();
-        let length = rules.geometry.cluster_size();
-        for (&offset, walked) in trees.walked.iter().filter(|(_, walked)| walked.again > 0) {
+        for (&offset, remembered) in trees.remembered.iter().filter(|(_, remembered)| remembered.again > 0) {
             self.context.cancel.check()?;
-            let Ok(table) = self.reader.read(offset, length) else {
-                continue;
-            };
-            for (_, entry) in l2_entries(&table, rules.geometry.extended_l2()) {
-                let guest = GuestOffset(entry.host_offset().0);
-                let plain = L2Entry {
-                    word: entry.word & !(1 << 63),
-                    ..entry
-                };
-                let (host, bytes) = match descriptor(plain, &rules, guest) {
-                    Some(found) => (found.offset, found.length()),
-                    None if entry.is_compressed() || rules.data_file || entry.host_offset().0 == 0 => continue,
-                    None => (entry.host_offset(), length),
-                };
-                // Those beyond the end of the file were found, and counted, at each visit.
-                if host.0.saturating_add(bytes).saturating_sub(self.reader.file_length) <= length {
-                    self.reference_times(host, bytes, Table::L2, walked.again)?;
-                }
-            }
+            self.count_again(offset, remembered.again)?;
         }
         Ok(())
     }
 
-    fn in_l2(&mut self, walk: &mut Walk<'_>, index: u64, guest: GuestOffset, code: FindingCode, value: u64) {
-        let finding = walk.finding(code, index, guest, self.reader.header.geometry.cluster_size());
-        let cluster = guest.0 >> self.reader.header.geometry.cluster_bits();
-        let cluster = matches!(
-            code,
-            FindingCode::CompressedInDataFile | FindingCode::CompressedSubclusters
-        )
-        .then_some(cluster);
-        self.keep(
-            walk,
-            Finding {
-                value: Some(value),
-                cluster,
-                ..finding
-            },
-        );
-    }
-
-    fn keep(&mut self, walk: &mut Walk<'_>, finding: Finding) {
-        walk.walked.findings.push(finding.clone());
-        self.found(finding);
-    }
-
     pub(super) fn truncated(&mut self, table: Table, offset: HostOffset, length: u64) {
-        let finding = Finding::corruption(FindingCode::Truncated, table);
-        self.found(Finding {
+        self.findings.push(Severity::Corruption, || Finding {
             offset: Some(offset.0),
             length: Some(length),
-            ..finding
+            ..Finding::corruption(FindingCode::Truncated, table)
         });
     }
 
     pub(super) fn unreadable(&mut self, table: Table, offset: HostOffset, length: u64, error: &std::io::Error) {
-        let finding = Finding::new(FindingCode::ReadError, super::Severity::Error, table);
-        self.found(Finding {
+        self.findings.push(Severity::Error, || Finding {
             offset: Some(offset.0),
             length: Some(length),
             detail: Some(error.to_string()),
-            ..finding
+            ..Finding::new(FindingCode::ReadError, Severity::Error, table)
         });
     }
-}
-
-/// The walk through one L2 table.
-#[derive(Debug)]
-struct Walk<'s> {
-    tree: Tree<'s>,
-    l1_index: u64,
-    l2_offset: HostOffset,
-    /// Where the next plain cluster would stand if it follows the one before.
-    next_plain: Option<u64>,
-    /// Bytes of an entry.
-    entry_size: u64,
-    walked: Walked,
-}
-
-impl Walk<'_> {
-    fn plain(&mut self, host: HostOffset, cluster_size: u64) {
-        let totals = &mut self.walked.totals;
-        totals.allocated = totals.allocated.saturating_add(1);
-        if self.next_plain.is_some_and(|next| next != host.0) {
-            totals.fragmented = totals.fragmented.saturating_add(1);
-        }
-        self.next_plain = Some(host.0.saturating_add(cluster_size));
-    }
-
-    fn finding(&self, code: FindingCode, index: u64, guest: GuestOffset, cluster_size: u64) -> Finding {
-        Finding {
-            index: Some(index),
-            offset: Some(self.l2_offset.0.saturating_add(index.saturating_mul(self.entry_size))),
-            snapshot: self.tree.snapshot.cloned(),
-            guest_ranges: vec![(guest, cluster_size)],
-            ..Finding::corruption(code, Table::L2)
-        }
-    }
-}
-
-/// The entries of an L2 table that say anything.
-fn l2_entries(table: &[u8], extended: bool) -> impl Iterator<Item = (u64, L2Entry)> + '_ {
-    let step = if extended { 16 } else { 8 };
-    (0u64..)
-        .zip(table.chunks_exact(step))
-        .filter_map(move |(index, bytes)| {
-            let mut words = words(bytes);
-            let entry = L2Entry {
-                word: words.next()?,
-                subclusters: words.next().unwrap_or(0),
-            };
-            (entry != L2Entry::default()).then_some((index, entry))
-        })
-}
-
-fn descriptor(entry: L2Entry, rules: &EntryRules, guest: GuestOffset) -> Option<qcow2_format::CompressedDescriptor> {
-    match entry.mapping(rules, guest) {
-        Ok(ClusterMapping::Compressed(descriptor)) => Some(descriptor),
-        _ => None,
-    }
-}
-
-fn has_data(entry: L2Entry, extended: bool) -> bool {
-    if extended {
-        entry.subclusters & 0xffff_ffff != 0
-    } else {
-        entry.word & 1 == 0
-    }
-}
-
-/// The finding that an entry's fault is, and the number that goes with it.
-fn finding_of(fault: EntryFault, entry: L2Entry) -> Option<(FindingCode, u64)> {
-    let host = entry.host_offset().0;
-    Some(match fault {
-        EntryFault::Unaligned => (FindingCode::UnalignedData, host),
-        EntryFault::UnalignedZero => (FindingCode::UnalignedZero, host),
-        EntryFault::OffsetTooLarge => (FindingCode::OffsetTooLarge, entry.word),
-        EntryFault::ZeroFlagInVersion2 => (FindingCode::ZeroFlagInV2, entry.word),
-        EntryFault::SubclusterBothStates => (FindingCode::SubclusterStates, host),
-        EntryFault::SubclusterWithoutHost => (FindingCode::SubclustersWithoutHost, host),
-        EntryFault::CompressedSubclusters => (FindingCode::CompressedSubclusters, entry.word),
-        EntryFault::CompressedInDataFile => (FindingCode::CompressedInDataFile, entry.word),
-        EntryFault::DataFileOffset => (FindingCode::DataFileOffset, entry.word),
-        EntryFault::CopiedWithoutOffset => (FindingCode::CopiedWithoutOffset, entry.word),
-        _ => return None,
-    })
 }
