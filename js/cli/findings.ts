@@ -23,9 +23,8 @@ const LINES: Readonly<Record<string, (finding: Finding) => string>> = {
   'RESERVED_BITS/refcount-table': ({ index }) => `ERROR refcount table entry ${index} has reserved bits set`,
   UNALIGNED_TABLE: ({ value }) => `ERROR l2_offset=${hex(value)}: Table is not cluster aligned; L1 entry corrupted`,
   COPIED_COMPRESSED: ({ value }) => `ERROR: coffset=0x${hex(value)}: copied flag must never be set for compressed clusters`,
-  COMPRESSED_IN_DATA_FILE: ({ cluster, value }) => `ERROR compressed cluster ${cluster} with data file, entry=0x${hex(value)}`,
-  COMPRESSED_SUBCLUSTERS: ({ cluster, value }) =>
-    `ERROR compressed cluster ${cluster} with non-zero subcluster allocation bitmap, entry=0x${hex(value)}`,
+  COMPRESSED_IN_DATA_FILE: ({ index, value }) => `ERROR compressed cluster ${index} with data file, entry=0x${hex(value)}`,
+  COMPRESSED_SUBCLUSTERS: ({ index, value }) => `ERROR compressed cluster ${index} with non-zero subcluster allocation bitmap, entry=0x${hex(value)}`,
   SUBCLUSTER_STATES: ({ value }) => `ERROR offset=${hex(value)}: Allocated cluster has corrupted subcluster allocation bitmap`,
   SUBCLUSTERS_WITHOUT_HOST: () => 'ERROR: Unallocated cluster has non-zero subcluster allocation map',
   SNAPSHOTS_WITH_DATA_FILE: ({ value }) => `ERROR ${value} snapshots in image with data file`,
@@ -33,6 +32,9 @@ const LINES: Readonly<Record<string, (finding: Finding) => string>> = {
     `ERROR snapshot ${snapshotOf(finding)} l1_offset=${marked(finding.value)}: L1 table is not cluster aligned; snapshot table entry corrupted`,
   SNAPSHOT_L1_TOO_LARGE: (finding) =>
     `ERROR snapshot ${snapshotOf(finding)} l1_size=${marked(finding.value)}: L1 table is too large; snapshot table entry corrupted`,
+  SNAPSHOT_INCOMPLETE: ({ index }) => `ERROR snapshot table entry ${index} is incomplete`,
+  'READ_ERROR/refcount-block': ({ cluster, message }) =>
+    cluster === undefined ? `ERROR ${message}` : `Can't get refcount for cluster ${cluster}: Input/output error`,
   REFCOUNT_BLOCK_UNALIGNED: ({ index }) => `ERROR refcount block ${index} is not cluster aligned; refcount table entry corrupted`,
   REFCOUNT_BLOCK_OUTSIDE: ({ index }) => `ERROR refcount block ${index} is outside image`,
   REFCOUNT_BLOCK_REFERENCES: ({ index, references }) => `ERROR refcount block ${index} refcount=${references}`,
