@@ -219,6 +219,7 @@ fn stricter(code: FindingCode) -> bool {
             | FindingCode::OffsetTooLarge
             | FindingCode::ZeroFlagWithSubclusters
             | FindingCode::SnapshotTable
+            | FindingCode::BitmapDirectory
     )
 }
 

@@ -87,9 +87,6 @@ impl Reader<'_> {
             return Packed::Counts(counts.clone());
         }
         let size = self.header.geometry.cluster_size();
-        if self.is_hole(offset, size) {
-            return Packed::Absent;
-        }
         let Ok(block) = self.read(offset, size) else {
             return Packed::Unreadable;
         };

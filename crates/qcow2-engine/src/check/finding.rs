@@ -20,7 +20,7 @@
 //! | `SNAPSHOT_INCOMPLETE` | snapshot-table | index, offset, snapshot, snapshot_id |
 //! | `REFCOUNT_BLOCK_UNALIGNED`, `REFCOUNT_BLOCK_OUTSIDE` | refcount-table | index |
 //! | `REFCOUNT_BLOCK_REFERENCES` | refcount-table | index, references |
-//! | `BITMAP_DIRECTORY`, `BITMAP_TABLE` | bitmap-directory, bitmap-table | offset, `detail` |
+//! | `BITMAP_TABLE` | bitmap-table | offset, index, value (the entry) |
 //! | `READ_ERROR` | what was read | offset, length, `detail` · refcount-block: cluster |
 //!
 //! All that are found in an entry have its `offset` (unless said otherwise), its `index` and the guest range that it maps; `LEAK` has none,
@@ -37,6 +37,7 @@
 //! | `COPIED_WITHOUT_OFFSET` | l2 | value (the entry) | it claims a reference to nothing |
 //! | `OFFSET_TOO_LARGE` | l2 | value (the entry) | no host offset is that large |
 //! | `SNAPSHOT_TABLE` | snapshot-table | offset, index, `detail` | QEMU reads what the file lacks as zeros, or gives up |
+//! | `BITMAP_DIRECTORY` | bitmap-directory | offset, `detail` | QEMU takes names with control characters, and gives up at the rest |
 
 use qcow2_format::{GuestOffset, Table};
 
@@ -267,11 +268,9 @@ impl List {
     /// `times` rounds of `found` findings, of which those that `kept` gives are known.
     fn repeat(&mut self, times: u64, found: u64, kept: impl Iterator<Item = Finding> + Clone) {
         let mut made = 0u64;
-        for _ in 0..times.min(self.limit as u64) {
-            for finding in kept.clone() {
-                if self.is_full() {
-                    break;
-                }
+        if kept.clone().next().is_some() {
+            let rounds = (0..times).flat_map(|_| kept.clone());
+            for finding in rounds.take(self.limit.saturating_sub(self.kept.len())) {
                 self.kept.push(finding);
                 made += 1;
             }

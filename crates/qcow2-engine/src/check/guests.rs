@@ -67,6 +67,9 @@ impl Check<'_> {
     ) {
         let rules = self.reader.header.entry_rules();
         let (geometry, size) = (rules.geometry, rules.geometry.cluster_size());
+        if self.reader.is_hole(l2_offset, size) {
+            return;
+        }
         let Ok(table) = self.reader.table(l2_offset) else {
             return;
         };

@@ -156,10 +156,10 @@ impl Check<'_> {
         Ok(true)
     }
 
-    /// Whether a range passes the end of the file by more than a cluster: the last cluster of a file may be there only in part.
+    /// Whether a range passes the end of the file by a cluster or more: the last cluster of a file may be there only in part.
     fn is_beyond(&self, offset: HostOffset, length: u64) -> bool {
         let end = offset.0.saturating_add(length);
-        end.saturating_sub(self.reader.file_length) > self.reader.header.geometry.cluster_size()
+        end.saturating_sub(self.reader.file_length) >= self.reader.header.geometry.cluster_size()
     }
 
     /// Notes a reference that passes the end of the file.

@@ -94,14 +94,10 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    /// The table of one cluster at `offset`, zeros where it lies in a hole. One that stands behind the last one is read with those behind it.
+    /// The table of one cluster at `offset`, as far as the file goes. One that stands behind the last one is read with those behind it.
     pub(super) fn table(&mut self, offset: HostOffset) -> io::Result<Arc<[u8]>> {
         let size = self.header.geometry.cluster_size();
         let end = offset.0.saturating_add(size);
-        if self.is_hole(offset, size) {
-            let there = self.file_length.saturating_sub(offset.0).min(size);
-            return Ok(vec![0; usize::try_from(there).unwrap_or(0)].into());
-        }
         let window_end = self.window.offset.saturating_add(self.window.bytes.len() as u64);
         if offset.0 < self.window.offset || end > window_end {
             let ahead = if self.window.expected == offset.0 {
@@ -156,7 +152,7 @@ impl<'a> Reader<'a> {
         match entry.and_then(|entry| entry.block_offset()) {
             None => Block::Absent,
             Some(offset) if !offset.is_aligned(size) || offset.0 > LARGEST - size => Block::Unreadable,
-            Some(offset) if offset.0 >= self.file_length => Block::Absent,
+            Some(offset) if offset.0 >= self.file_length || self.is_hole(offset, size) => Block::Absent,
             Some(offset) => Block::At(offset),
         }
     }

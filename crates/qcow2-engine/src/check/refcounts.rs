@@ -84,10 +84,22 @@ impl Check<'_> {
             again: AGAIN,
         };
         let mut index = 0;
-        while let Some(next) = self.next_block(index, per_block).filter(|next| {
-            next.checked_mul(per_block)
-                .is_some_and(|begin| begin < comparison.limit)
-        }) {
+        let mut named = self.next_named(0);
+        loop {
+            if named.is_some_and(|named| named < index) {
+                named = self.next_named(index);
+            }
+            let counted = self.counts.next(index.saturating_mul(per_block));
+            let counted = counted.map(|cluster| cluster / per_block);
+            let Some(next) = [named, counted].into_iter().flatten().min() else {
+                break;
+            };
+            if next
+                .checked_mul(per_block)
+                .is_none_or(|begin| begin >= comparison.limit)
+            {
+                break;
+            }
             self.context.cancel.check()?;
             self.context.progress.advance(geometry.cluster_size());
             self.compare_block(next, per_block, &mut comparison)?;
@@ -98,18 +110,9 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The first refcount table index from `index` on that has a block, or clusters that something refers to.
-    fn next_block(&self, index: u64, per_block: u64) -> Option<u64> {
-        let named =
-            (index..self.reader.refcount_table.len() as u64).find(|&index| self.reader.block(index) != Block::Absent);
-        let counted = self
-            .counts
-            .next(index.saturating_mul(per_block))
-            .map(|cluster| cluster / per_block);
-        match (named, counted) {
-            (Some(named), Some(counted)) => Some(named.min(counted)),
-            (named, counted) => named.or(counted),
-        }
+    /// The first refcount table index from `index` on that has a block.
+    fn next_named(&self, index: u64) -> Option<u64> {
+        (index..self.reader.refcount_table.len() as u64).find(|&index| self.reader.block(index) != Block::Absent)
     }
 
     fn compare_block(&mut self, index: u64, per_block: u64, comparison: &mut Comparison) -> Result<()> {

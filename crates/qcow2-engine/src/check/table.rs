@@ -4,7 +4,7 @@ use qcow2_format::entry::EntryRules;
 use qcow2_format::{ClusterMapping, CompressedDescriptor, EntryFault, GuestOffset, HostOffset, L2Entry, Table};
 
 use super::finding::{Finding, FindingCode, Severity};
-use super::tree::Tree;
+use super::tree::Visit;
 use super::{Check, Result};
 
 /// Every bit of an L2 word but COPIED.
@@ -23,9 +23,7 @@ pub(super) struct Totals {
 /// The walk through one L2 table.
 #[derive(Debug)]
 pub(super) struct Walk<'s> {
-    tree: Tree<'s>,
-    l1_index: u64,
-    l2_offset: HostOffset,
+    visit: Visit<'s>,
     /// Its findings are wanted again.
     remember: bool,
     /// Where the next plain cluster would stand if it follows the one before.
@@ -46,11 +44,9 @@ struct Place {
 }
 
 impl<'s> Walk<'s> {
-    pub(super) fn new(tree: Tree<'s>, l1_index: u64, l2_offset: HostOffset, remember: bool) -> Self {
+    pub(super) fn new(visit: Visit<'s>, remember: bool) -> Self {
         Self {
-            tree,
-            l1_index,
-            l2_offset,
+            visit,
             remember,
             next_plain: None,
             totals: Totals::default(),
@@ -74,9 +70,9 @@ impl<'s> Walk<'s> {
         let at = place.index.saturating_mul(rules.geometry.l2_entry_size());
         Finding {
             index: Some(place.index),
-            offset: Some(self.l2_offset.0.saturating_add(at)),
+            offset: Some(self.visit.l2_offset.0.saturating_add(at)),
             value: Some(place.entry.word),
-            snapshot: self.tree.snapshot.cloned(),
+            snapshot: self.visit.tree.snapshot.cloned(),
             guest_ranges: vec![(place.guest, rules.geometry.cluster_size())],
             ..Finding::corruption(code, Table::L2)
         }
@@ -87,15 +83,18 @@ impl Check<'_> {
     pub(super) fn l2_table(&mut self, walk: &mut Walk<'_>) -> Result<()> {
         let rules = self.reader.header.entry_rules();
         let length = rules.geometry.cluster_size();
-        let table = match self.reader.table(walk.l2_offset) {
+        if self.reader.is_hole(walk.visit.l2_offset, length) {
+            return Ok(());
+        }
+        let table = match self.reader.table(walk.visit.l2_offset) {
             Ok(table) => table,
             Err(error) => {
-                self.unreadable(Table::L2, walk.l2_offset, length, &error);
+                self.unreadable(Table::L2, walk.visit.l2_offset, length, &error);
                 return Ok(());
             }
         };
         if (table.len() as u64) < length {
-            self.truncated(Table::L2, walk.l2_offset, length);
+            self.truncated(Table::L2, walk.visit.l2_offset, length);
         }
         let step = if rules.geometry.extended_l2() { 2 } else { 1 };
         let (words, _) = table.as_chunks::<8>();
@@ -106,7 +105,10 @@ impl Check<'_> {
                 continue;
             }
             let index = (at / step) as u64;
-            let guest = rules.geometry.guest_offset(walk.l1_index, index).unwrap_or_default();
+            let guest = rules
+                .geometry
+                .guest_offset(walk.visit.l1_index, index)
+                .unwrap_or_default();
             let place = Place { index, guest, entry };
             let row = if step == 1 {
                 row_length(words, at, place, &rules)
@@ -127,14 +129,14 @@ impl Check<'_> {
     fn row(&mut self, walk: &mut Walk<'_>, place: Place, clusters: u64, rules: &EntryRules) -> Result<bool> {
         let (host, size) = (place.entry.host_offset(), rules.geometry.cluster_size());
         let (first, copied) = (rules.geometry.cluster_index(host).0, place.entry.copied());
-        let active = walk.tree.snapshot.is_none();
+        let flags = walk.visit.flags;
         if rules.data_file {
-            if active && !copied {
+            if flags && !copied {
                 return Ok(false);
             }
         } else {
             let inside = host.0.saturating_add(clusters.saturating_mul(size)) <= self.reader.file_length;
-            if !inside || (active && !self.reader.row_is(first, clusters, copied)) {
+            if !inside || (flags && !self.reader.row_is(first, clusters, copied)) {
                 return Ok(false);
             }
             let overflows = self.counts.add(first, clusters, 1)?;
@@ -172,7 +174,7 @@ impl Check<'_> {
                 self.note_truncated(walk, place, rules, host, size);
             }
         }
-        if walk.tree.snapshot.is_none() {
+        if walk.visit.flags {
             self.copied_flag(walk, place, rules);
         }
         Ok(())
@@ -240,6 +242,9 @@ impl Check<'_> {
         let rules = self.reader.header.entry_rules();
         let size = rules.geometry.cluster_size();
         let step = if rules.geometry.extended_l2() { 2 } else { 1 };
+        if self.reader.is_hole(offset, size) {
+            return Ok(());
+        }
         let Ok(table) = self.reader.table(offset) else {
             return Ok(());
         };

@@ -45,6 +45,16 @@ pub(super) struct Tree<'s> {
     pub(super) l1_entries: u32,
 }
 
+/// One naming of an L2 table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Visit<'s> {
+    pub(super) tree: Tree<'s>,
+    pub(super) l1_index: u64,
+    pub(super) l2_offset: HostOffset,
+    /// Whether its COPIED flags matter.
+    pub(super) flags: bool,
+}
+
 impl Tree<'_> {
     pub(super) fn l1_bytes(&self) -> u64 {
         u64::from(self.l1_entries).saturating_mul(8)
@@ -149,10 +159,12 @@ impl Check<'_> {
                 finding(FindingCode::UnalignedTable, l2_offset.0)
             });
         }
-        if tree.snapshot.is_none()
-            && entry.l2_offset().is_some()
-            && self.reader.is_one(cluster).is_some_and(|one| one != entry.copied())
-        {
+        let one = if tree.snapshot.is_none() && entry.l2_offset().is_some() {
+            self.reader.is_one(cluster)
+        } else {
+            None
+        };
+        if one.is_some_and(|one| one != entry.copied()) {
             let refcount = self.reader.refcount(cluster);
             self.findings.defer(|| Finding {
                 refcount,
@@ -161,28 +173,32 @@ impl Check<'_> {
         }
         self.context.progress.advance(geometry.cluster_size());
         if inside {
-            self.visit(trees, tree, index, l2_offset, new, times)?;
+            // A table whose own refcount cannot be read has its flags not looked at, as in QEMU's check.
+            self.visit(
+                trees,
+                Visit {
+                    tree,
+                    l1_index: index,
+                    l2_offset,
+                    flags: one.is_some(),
+                },
+                new,
+                times,
+            )?;
         }
         Ok(())
     }
 
     /// Walks an L2 table, or recalls what walking it gave. `new`: nothing has named its cluster before.
-    fn visit(
-        &mut self,
-        trees: &mut Trees,
-        tree: Tree<'_>,
-        l1_index: u64,
-        l2_offset: HostOffset,
-        new: bool,
-        times: u64,
-    ) -> Result<()> {
+    fn visit(&mut self, trees: &mut Trees, visit: Visit<'_>, new: bool, times: u64) -> Result<()> {
+        let Visit { tree, l2_offset, .. } = visit;
         if let Some(remembered) = trees.remembered.get_mut(&l2_offset) {
             remembered.again = remembered.again.saturating_add(times);
-            self.recall(remembered, tree, l1_index, times);
+            self.recall(remembered, visit, times);
             return Ok(());
         }
         let remember = !new || times > 1;
-        let mut walk = Walk::new(tree, l1_index, l2_offset, remember);
+        let mut walk = Walk::new(visit, remember);
         self.l2_table(&mut walk)?;
         if tree.snapshot.is_none() {
             self.total(walk.totals, 1);
@@ -191,34 +207,34 @@ impl Check<'_> {
             self.counts.spend(MEMORY)?;
             let remembered = Remembered {
                 again: times - 1,
-                l1_index,
+                l1_index: visit.l1_index,
                 totals: walk.totals,
                 found: walk.found,
                 flags_found: walk.flags_found,
                 kept: walk.kept,
                 flags_kept: walk.flags_kept,
             };
-            self.recall(&remembered, tree, l1_index, times - 1);
+            self.recall(&remembered, visit, times - 1);
             trees.remembered.insert(l2_offset, remembered);
         }
         Ok(())
     }
 
     /// Counts what another `times` visits of a table would have found.
-    fn recall(&mut self, remembered: &Remembered, tree: Tree<'_>, l1_index: u64, times: u64) {
+    fn recall(&mut self, remembered: &Remembered, visit: Visit<'_>, times: u64) {
         let span = self.reader.header.geometry.l1_entry_span();
         let moved = |finding: &Finding| {
             let mut finding = finding.clone();
-            finding.snapshot = tree.snapshot.cloned();
+            finding.snapshot = visit.tree.snapshot.cloned();
             for (guest, _) in &mut finding.guest_ranges {
                 let in_table = guest.0.saturating_sub(remembered.l1_index.saturating_mul(span));
-                guest.0 = l1_index.saturating_mul(span).saturating_add(in_table);
+                guest.0 = visit.l1_index.saturating_mul(span).saturating_add(in_table);
             }
             finding
         };
         self.findings
             .repeat(times, remembered.found, remembered.kept.iter().map(moved));
-        if tree.snapshot.is_none() {
+        if visit.tree.snapshot.is_none() {
             self.findings
                 .repeat_deferred(times, remembered.flags_found, remembered.flags_kept.iter().map(moved));
             self.total(remembered.totals, times);
