@@ -3,12 +3,12 @@
  */
 
 import { stat } from 'node:fs/promises'
-import type { CreateFacts, LayerFacts } from './boundary.js'
+import type { CreateFacts, Identity, LayerFacts } from './boundary.js'
 import { closeHandle } from './chain.js'
 import { createSpec, FILE_RULES, IMAGE_RULES, targetSpec } from './creating.js'
 import { atCaller, cancelled, invalid, Qcow2Error } from './errors.js'
 import { withoutAbsent } from './facts.js'
-import { hasProtocol } from './gate.js'
+import { hasProtocol, sameDirectory } from './gate.js'
 import type { CreateOptions, CreateResult } from './job-types.js'
 import { call } from './native.js'
 import { checkOptions, flag, signal, size } from './options.js'
@@ -17,6 +17,9 @@ import { format, layerSettings } from './settings.js'
 import { narrow } from './sizes.js'
 import { beside, type LocatedTarget, locateTarget } from './source.js'
 import type { Format, Target } from './types.js'
+
+/** How far down a chain is followed. */
+const DEEPEST = 200
 
 const RULES = { ...IMAGE_RULES, ...FILE_RULES, size, format, backingUnchecked: flag, signal }
 
@@ -71,26 +74,54 @@ async function backingSize(
     })
   }
   const path = beside(target.path, spec.backing)
+  const facts = await layerFacts(path, spec.backingFormat as Format, true, signal)
+  const replaced = (await Promise.all([target.path, spec.dataFilePath].map(identityOf))).filter((old) => old !== undefined)
+  refuseReplacing(replaced, facts, path)
+  if (replaced.length > 0) await refuseReplacingBelow(replaced, facts, path, signal)
+  return facts.virtualSize
+}
+
+/** The facts of a layer; nothing that it names is opened, and it is closed again. */
+async function layerFacts(path: string, format: Format, devices: boolean, signal: AbortSignal | undefined): Promise<LayerFacts> {
   const facts = await call<LayerFacts>(
-    (addon, id) =>
-      addon.openLayer(
-        id,
-        { path, devices: true },
-        { ...layerSettings({}), format: spec.backingFormat as Format, metadataOnly: true, forCheck: false },
-      ),
+    (addon, id) => addon.openLayer(id, { path, devices }, { ...layerSettings({}), format, metadataOnly: true, forCheck: false }),
     { signal },
   )
-  try {
-    for (const made of [target.path, spec.dataFilePath]) {
-      const old = made === undefined ? undefined : await stat(made, { bigint: true }).catch(() => undefined)
-      if (old !== undefined && old.ino === facts.inode && old.dev === facts.device) {
-        throw new Qcow2Error('ERR_QCOW2_SAME_FILE', 'neither an image nor its data file can be its own backing file', { path })
-      }
+  await closeHandle(facts.handle)
+  return facts
+}
+
+/**
+ * The same for what lies further down, as far as it can be seen: what a layer names is looked at wherever it lies, but opened only in that
+ * layer's folder.
+ */
+async function refuseReplacingBelow(replaced: Identity[], top: LayerFacts, path: string, signal: AbortSignal | undefined): Promise<void> {
+  let layer = { facts: top, path }
+  for (let depth = 1; depth < DEEPEST; depth++) {
+    const { facts } = layer
+    for (const name of [facts.backingFile, facts.dataFile]) {
+      if (!name || hasProtocol(name)) continue
+      const named = beside(layer.path, name)
+      refuseReplacing(replaced, (await identityOf(named)) ?? {}, named)
     }
-    return facts.virtualSize
-  } finally {
-    await closeHandle(facts.handle)
+    if (!facts.backingFile || facts.backingFormat !== 'qcow2') return
+    const file = { kind: 'backing', name: facts.backingFile, path: beside(layer.path, facts.backingFile) } as const
+    // What cannot be opened from here is not followed further.
+    const passage = await sameDirectory(file, { depth: depth - 1, format: facts.format, path: layer.path }).catch(() => undefined)
+    const below = passage && (await layerFacts(passage.path, 'qcow2', false, signal).catch(() => undefined))
+    if (passage === undefined || below === undefined) return
+    layer = { facts: below, path: passage.shown }
   }
+}
+
+function refuseReplacing(replaced: Identity[], { device, inode }: Identity, path: string): void {
+  if (inode === undefined || !replaced.some((old) => old.inode === inode && old.device === device)) return
+  throw new Qcow2Error('ERR_QCOW2_SAME_FILE', 'neither an image nor its data file can replace a file that the image is backed by', { path })
+}
+
+async function identityOf(path: string | undefined): Promise<Identity | undefined> {
+  const found = path === undefined ? undefined : await stat(path, { bigint: true }).catch(() => undefined)
+  return found && { device: found.dev, inode: found.ino }
 }
 
 function roundUp(bytes: bigint): bigint {
