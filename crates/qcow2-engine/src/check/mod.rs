@@ -29,6 +29,9 @@ use counts::Counts;
 use finding::Findings;
 use reader::Reader;
 
+/// Host clusters that are counted without looking whether the check was cancelled.
+const STEP: usize = 1 << 20;
+
 /// How to check.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckOptions {
@@ -151,8 +154,13 @@ impl Check<'_> {
         let geometry = self.reader.header.geometry;
         let first = geometry.cluster_index(offset).0;
         let end = geometry.clusters(offset.0.saturating_add(length));
-        let overflows = self.counts.add(first, end.saturating_sub(first), times)?;
-        self.overflowed(&overflows, offset, table);
+        // A range may be as long as a sparse file is: it is counted in steps between which the check can be stopped.
+        for step in (first..end).step_by(STEP) {
+            self.context.cancel.check()?;
+            let clusters = end.saturating_sub(step).min(STEP as u64);
+            let overflows = self.counts.add(step, clusters, times)?;
+            self.overflowed(&overflows, offset, table);
+        }
         Ok(true)
     }
 
