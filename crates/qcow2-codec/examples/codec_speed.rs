@@ -2,7 +2,12 @@
 //! QEMU uses. Equal bytes are asserted before anything is timed.
 //!
 //! `cargo run --profile fast -p qcow2-codec --example codec_speed -- FILE [CLUSTER_SIZE]`
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "an example may stop at the first surprise, and prints"
+)]
 
 use std::time::Instant;
 
@@ -129,12 +134,12 @@ fn rate(bytes: usize, start: Instant) -> f64 {
     megabytes(bytes) / start.elapsed().as_secs_f64()
 }
 
-#[allow(clippy::cast_precision_loss)]
+#[allow(clippy::cast_precision_loss, reason = "figures for people need no 53 bits")]
 fn megabytes(bytes: usize) -> f64 {
     bytes as f64 / 1e6
 }
 
-#[allow(clippy::cast_precision_loss)]
+#[allow(clippy::cast_precision_loss, reason = "figures for people need no 53 bits")]
 fn percent(part: usize, whole: usize) -> f64 {
     part as f64 * 100.0 / whole as f64
 }

@@ -1,5 +1,10 @@
 //! Damaged and forged input: no panic, nothing written beyond the output, and either a full cluster or a typed error.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests may stop at the first surprise"
+)]
 
 mod support;
 

@@ -1,5 +1,10 @@
 //! What goes in comes out: of our decoders, of decoders that share no code with them, and always as the same bytes.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests may stop at the first surprise"
+)]
 
 mod support;
 

@@ -1,5 +1,9 @@
 //! Streams whose bytes follow from the specifications alone, worked out by hand.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests may stop at the first surprise"
+)]
 
 mod support;
 
