@@ -3,31 +3,18 @@
  *
  * node --require tsx/cjs benches/commands.ts [--quick] [--pairs N] [--only TEXT]
  */
-import { mkdtempSync, rmSync, statSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { makeDisk } from '../scripts/lib/disk.mjs'
-import { type Measured, measure } from './lib/process.js'
-import { spread, table } from './lib/stats.js'
-
-/** The same task for both programs. */
-interface Task {
-  name: string
-  ours: string[]
-  qemu: string[]
-  /** What each writes; removed before each run. */
-  outputs?: [string, string]
-  /** Throws unless both did the same. */
-  equal: (ours: Measured, qemu: Measured) => Promise<void>
-}
+import { type Images, makeImages } from './lib/images.js'
+import { bareNode, HEAD, row, type Task } from './lib/pairs.js'
+import { type Measured, must } from './lib/process.js'
+import { table } from './lib/stats.js'
 
 const { values: options } = parseArgs({ options: { quick: { type: 'boolean' }, pairs: { type: 'string' }, only: { type: 'string' } } })
-const GiB = 1024 ** 3
 const pairs = Number(options.pairs ?? (options.quick ? 3 : 5))
-const command = join(__dirname, '..', 'dist', 'cli', 'main.js')
 const folder = mkdtempSync(join(process.env.QCOW2_BENCH_FOLDER ?? tmpdir(), 'qcow2-bench-'))
-const at = (name: string) => join(folder, name)
 
 main().then(
   () => rmSync(folder, { recursive: true, force: true }),
@@ -39,71 +26,54 @@ main().then(
 )
 
 async function main(): Promise<void> {
-  const small = { folder: join(__dirname, '..', 'node_modules') }
-  const full = { folder: process.env.QCOW2_BENCH_SOURCE ?? '/usr', most: 1.2 * GiB, size: 2 * GiB }
-  const made = await makeDisk(at('disk.raw'), options.quick ? small : full)
-  const bytes = (path: string) => `${Math.round(statSync(path).size / 1024 ** 2)} MiB`
-  console.log(`Source: ${made.kind}, ${made.files} files, ${Math.round(made.bytes / 1024 ** 2)} MiB, on a disk of ${bytes(at('disk.raw'))}.\n`)
-  await must('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', at('disk.raw'), at('plain.qcow2')])
-  await must('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', '-c', '-m', '16', '-W', at('disk.raw'), at('zlib.qcow2')])
+  const images = await makeImages(folder, options.quick === true)
+  console.log(`${images.text}\n`)
+  const node = await bareNode()
   const rows: string[][] = []
-  for (const task of tasks().filter(({ name }) => options.only === undefined || name.includes(options.only))) rows.push(await row(task))
-  const head = ['command', 'qcow2 s', 'qemu-img s', 'times as fast: min', 'median', 'max', 'qcow2 CPU s', 'qemu-img CPU s', 'size']
-  console.log(table(head, rows))
+  for (const task of tasks(images)) if (task.name.includes(options.only ?? '')) rows.push(await row(task, pairs, node))
+  console.log(table(HEAD, rows))
 }
 
-/** qemu-img gets what makes it fastest: 16 coroutines and writes out of order. Neither side syncs at the end. */
-function tasks(): Task[] {
-  const fast = ['-m', '16', '-W']
-  const both = (name: string, from: [string, string], to: string, extra: string[]): Task => {
-    const [format, path] = from
-    const outputs: [string, string] = [at(`ours.${to}`), at(`qemu.${to}`)]
-    const args = ['-f', format, '-O', to, ...extra, at(path)]
+/** qemu-img gets what makes it fastest: writes out of order, and the best of 4, 8 and 16 coroutines. Neither side syncs at the end. */
+function tasks(images: Images): Task[] {
+  const fast = ['4', '8', '16'].map((count) => ['-W', '-m', count])
+  const convert = (name: string, promised: number, [format, path]: [string, string], to: string, extra: string[] = []): Task => {
+    const outputs: [string, string] = [join(folder, `ours.${to}`), join(folder, `qemu.${to}`)]
+    const args = ['-f', format, '-O', to, ...extra, path]
     return {
       name,
+      promised,
       ours: ['convert', ...args, outputs[0]],
-      qemu: ['convert', ...fast, ...args, outputs[1]],
+      qemu: fast.map((flags) => ['convert', ...flags, ...args, outputs[1]]),
       outputs,
       equal: () => sameBytes(to, outputs),
     }
   }
-  const look = (name: string, args: string[], equal: Task['equal'] = sameText): Task => ({ name, ours: args, qemu: args, equal })
-  const raw: [string, string] = ['raw', 'disk.raw']
+  const look = (name: string, promised: number, args: string[], equal: Task['equal'] = sameText): Task => ({
+    name,
+    promised,
+    ours: args,
+    qemu: [args],
+    equal,
+  })
+  const raw: [string, string] = ['raw', images.raw]
+  const deflate = convert('raw → qcow2 -c', 4.5, raw, 'qcow2', ['-c'])
+  const without = { name: 'raw → qcow2 -c, qemu-img without -W', promised: 8, qemu: [['convert', ...(deflate.qemu[0] ?? []).slice(4)]] }
+  const zstd = convert('raw → qcow2 -c zstd', 2, raw, 'qcow2', ['-c', '-o', 'compression_type=zstd'])
   return [
-    both('convert raw → qcow2', raw, 'qcow2', []),
-    both('convert raw → qcow2 -c', raw, 'qcow2', ['-c']),
-    both('convert raw → qcow2 -c zstd', raw, 'qcow2', ['-c', '-o', 'compression_type=zstd']),
-    both('convert qcow2 → raw', ['qcow2', 'plain.qcow2'], 'raw', []),
-    both('convert qcow2 (zlib) → raw', ['qcow2', 'zlib.qcow2'], 'raw', []),
-    look('map --output=json', ['map', '--output=json', '-f', 'qcow2', at('plain.qcow2')], sameJson),
-    look('check --output=json', ['check', '--output=json', '-f', 'qcow2', at('zlib.qcow2')], sameJson),
-    look('compare', ['compare', '-f', 'raw', '-F', 'qcow2', at('disk.raw'), at('plain.qcow2')]),
-    look('info --output=json', ['info', '--output=json', '-f', 'qcow2', at('zlib.qcow2')], sameJson),
+    { ...deflate, noLarger: true, pairs: Math.min(pairs, 3) },
+    { ...deflate, ...without, noLarger: true, pairs: Math.min(pairs, 3) },
+    { ...zstd, noLarger: true },
+    convert('qcow2 (deflate) → raw', 2.5, ['qcow2', images.zlib], 'raw'),
+    convert('qcow2 (zstd) → raw', 1.8, ['qcow2', images.zstd], 'raw'),
+    convert('raw → qcow2', 1, raw, 'qcow2'),
+    convert('qcow2 → raw', 0.9, ['qcow2', images.plain], 'raw'),
+    convert('chain of 64 → raw', 1.3, ['qcow2', images.chain], 'raw'),
+    look('map --output=json, large', 15, ['map', '--output=json', '-f', 'qcow2', images.huge], sameJson),
+    look('check --output=json, large', 12, ['check', '--output=json', '-f', 'qcow2', images.huge], sameJson),
+    look('compare raw, qcow2', 1.5, ['compare', '-f', 'raw', '-F', 'qcow2', images.raw, images.plain]),
+    look('compare raw, qcow2 (deflate)', 4, ['compare', '-f', 'raw', '-F', 'qcow2', images.raw, images.zlib]),
   ]
-}
-
-async function row(task: Task): Promise<string[]> {
-  const run = (ours: boolean) => {
-    const output = task.outputs?.[ours ? 0 : 1]
-    if (output) rmSync(output, { force: true })
-    return ours ? measure(process.execPath, [command, ...task.ours]) : measure('qemu-img', task.qemu)
-  }
-  // The check is the warm-up too: the page cache holds the source from here on.
-  const first = { ours: await run(true), qemu: await run(false) }
-  for (const [name, { code, stderr }] of Object.entries(first)) if (code !== 0) throw new Error(`${task.name}: ${name} failed: ${stderr}`)
-  await task.equal(first.ours, first.qemu)
-  const size = task.outputs ? task.outputs.map((path) => `${(statSync(path).size / 1024 ** 2).toFixed(0)}`).join(' / ') : ''
-  const ours: Measured[] = []
-  const qemu: Measured[] = []
-  for (let pair = 0; pair < pairs; pair += 1) {
-    const oursFirst = pair % 2 === 0
-    for (const which of [oursFirst, !oursFirst]) (which ? ours : qemu).push(await run(which))
-  }
-  const ratio = spread(ours.map(({ seconds }, index) => (qemu[index]?.seconds ?? Number.NaN) / seconds))
-  const median = (list: Measured[], key: 'seconds' | 'cpu') => spread(list.map((one) => one[key])).median.toFixed(2)
-  const ratios = [ratio.min, ratio.median, ratio.max].map((value) => value.toFixed(2))
-  console.error(`${task.name}: ${ratios.join(' ')}`)
-  return [task.name, median(ours, 'seconds'), median(qemu, 'seconds'), ...ratios, median(ours, 'cpu'), median(qemu, 'cpu'), size]
 }
 
 async function sameBytes(format: string, [ours, qemu]: [string, string]): Promise<void> {
@@ -117,9 +87,4 @@ async function sameText(ours: Measured, qemu: Measured): Promise<void> {
 async function sameJson(ours: Measured, qemu: Measured): Promise<void> {
   const normal = ({ stdout }: Measured) => JSON.stringify(JSON.parse(stdout))
   if (normal(ours) !== normal(qemu)) throw new Error(`different JSON:\n${ours.stdout.slice(0, 2000)}\n---\n${qemu.stdout.slice(0, 2000)}`)
-}
-
-async function must(program: string, args: string[]): Promise<void> {
-  const { code, stdout, stderr } = await measure(program, args)
-  if (code !== 0) throw new Error(`${program} ${args.join(' ')}: ${stdout}${stderr}`)
 }

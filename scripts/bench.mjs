@@ -1,6 +1,6 @@
-// `npm run bench`: builds what is published, measures the commands beside qemu-img and the API beside node:fs, prints the tables and puts
-// them into docs/performance.md. `--quick` takes less data and fewer runs; `--no-write` leaves the page alone.
-import { readFileSync, writeFileSync } from 'node:fs'
+// `npm run bench`: builds what is published, measures the commands beside qemu-img and the API beside node:fs (each file in benches/ is one
+// such measurement), prints the tables and puts them into docs/performance.md. `--quick` takes less data and fewer runs; `--no-write` leaves the page alone.
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus, loadavg, release, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { must, root, which } from './lib/run.mjs'
@@ -13,17 +13,23 @@ if (!which('qemu-img')) throw new Error('the benchmark compares with qemu-img, w
 
 const loadBefore = loadavg()
 const texts = []
-for (const name of ['commands', 'api']) {
+for (const name of names()) {
   // `qcow2` is then the built package, not its sources.
   const env = { TSX_TSCONFIG_PATH: join(root, 'tsconfig.build.json') }
   const args = ['--require', join(root, 'node_modules', 'tsx', 'dist', 'cjs', 'index.cjs'), join(root, 'benches', `${name}.ts`)]
   texts.push(
-    (await must(process.execPath, [...args, ...(name === 'api' ? forwarded.filter((word) => word === '--quick') : forwarded)], { env })).trim(),
+    (await must(process.execPath, [...args, ...(name === 'commands' ? forwarded : forwarded.filter((word) => word === '--quick'))], { env })).trim(),
   )
 }
 const text = `${await circumstances()}\n\n${texts.join('\n\n')}\n`
 console.log(text)
 if (!words.includes('--no-write')) writePage(text)
+
+/** The benchmarks that there are, whole commands first. */
+function names() {
+  const all = readdirSync(join(root, 'benches')).filter((file) => file.endsWith('.ts'))
+  return ['commands', ...all.map((file) => file.slice(0, -3)).filter((name) => name !== 'commands')]
+}
 
 async function circumstances() {
   const qemu = (await must('qemu-img', ['--version'])).split('\n')[0]
