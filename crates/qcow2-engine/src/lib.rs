@@ -27,7 +27,7 @@ mod target;
 mod ticket;
 
 pub use cancel::CancelToken;
-pub use chain::{Chain, ChainOptions, DEFAULT_CACHE_BYTES, FetchContext};
+pub use chain::{Chain, ChainOptions, DEFAULT_CACHE_BYTES, DecodedPiece, FetchContext, NowAnswer, NowPiece};
 pub use check::{CheckOptions, CheckReport, Finding, FindingCode, Severity, check};
 pub use compare::{CompareOptions, Comparison, Difference, compare};
 pub use convert::{ConvertOptions, ConvertReport, MAX_SPARSE_SIZE, MAX_THREADS, convert};

@@ -20,6 +20,28 @@ impl Run {
     pub fn end(&self) -> GuestOffset {
         GuestOffset(self.start.0.saturating_add(self.length))
     }
+
+    /// The part of the run from `from` to `to`, if there is any.
+    pub(crate) fn cut(&self, from: GuestOffset, to: GuestOffset) -> Option<Self> {
+        let (start, end) = (from.max(self.start), to.min(self.end()));
+        let length = end.0.checked_sub(start.0).filter(|&length| length != 0)?;
+        let skip = start.0 - self.start.0;
+        let moved = |host: HostOffset| HostOffset(host.0.saturating_add(skip));
+        let kind = match self.kind {
+            RunKind::Data { host } => RunKind::Data { host: moved(host) },
+            RunKind::Zero { explicit, host } => RunKind::Zero {
+                explicit,
+                host: host.map(moved),
+            },
+            kind @ (RunKind::Compressed { .. } | RunKind::Unallocated) => kind,
+        };
+        Some(Self {
+            start,
+            length,
+            depth: self.depth,
+            kind,
+        })
+    }
 }
 
 /// What a run's bytes are.

@@ -104,6 +104,13 @@ impl View {
         scan.answer(at, limit, first)
     }
 
+    /// The guest range, a power of two, whose entries stand in one table piece. None: there are no tables.
+    pub(crate) fn piece_span(&self) -> Option<u64> {
+        let geometry = self.layer.image()?.header.geometry;
+        let entries = geometry.cluster_size().min(PIECE) / geometry.l2_entry_size();
+        Some(entries.saturating_mul(geometry.cluster_size()))
+    }
+
     fn l1_entry(&self, index: u64) -> L1Entry {
         let index = usize::try_from(index).unwrap_or(usize::MAX);
         self.l1.get(index).copied().unwrap_or_default()

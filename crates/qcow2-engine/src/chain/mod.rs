@@ -1,7 +1,10 @@
 //! Layers as one disk.
 
 mod fetch;
+mod fill;
+mod index;
 pub(crate) mod mapping;
+mod now;
 mod preallocated;
 pub(crate) mod resolve;
 
@@ -10,6 +13,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use qcow2_format::GuestOffset;
 
 pub use fetch::FetchContext;
+pub use now::{DecodedPiece, NowAnswer, NowPiece};
 
 use crate::cache::TableCache;
 use crate::error::{Error, Result};
@@ -17,9 +21,10 @@ use crate::layer::{Layer, same_place};
 use crate::parallel;
 use crate::run::{Run, RunKind};
 use crate::ticket::{Ticket, Tickets};
+use index::Index;
 use mapping::View;
 
-/// Byte budget of the table cache if nobody says.
+/// Byte budget of a chain's caches if nobody says.
 pub const DEFAULT_CACHE_BYTES: u64 = 32 << 20;
 /// Runs that a read takes at a time.
 const READ_RUNS: usize = 1024;
@@ -31,7 +36,7 @@ const SPLIT_FROM: usize = 256 << 10;
 pub struct ChainOptions {
     /// An internal snapshot of the top layer, by id or, if there is no such id, by name, instead of the active disk.
     pub snapshot: Option<String>,
-    /// Byte budget of the table cache.
+    /// Byte budget of all that is kept of the chain: three quarters for tables, a quarter for the index.
     pub cache_bytes: u64,
     /// The last layer may name a backing file that is not there: what it leaves unallocated reads as zeros.
     pub without_backing: bool,
@@ -53,6 +58,9 @@ pub struct Chain {
     views: Vec<View>,
     virtual_size: u64,
     cache: TableCache,
+    index: Index,
+    /// See [`fill::span`].
+    fill_span: u64,
     tickets: Tickets,
     contexts: Mutex<Vec<FetchContext>>,
 }
@@ -87,10 +95,14 @@ impl Chain {
             allowed,
             wanted: tables,
         })?;
+        let budget = options.cache_bytes.min(room);
+        let index_budget = budget / 4;
         Ok(Self {
             virtual_size: views.first().map_or(0, |view| view.virtual_size),
+            cache: TableCache::new(budget - index_budget),
+            index: Index::new(index_budget),
+            fill_span: fill::span(&views),
             views,
-            cache: TableCache::new(options.cache_bytes.min(room)),
             tickets: Tickets::default(),
             contexts: Mutex::default(),
         })
@@ -117,7 +129,7 @@ impl Chain {
     }
 
     /// Takes a ticket: what whoever resolves and fetches by itself must hold from before the resolve until the bytes are there.
-    pub fn ticket(&self) -> Ticket {
+    pub fn ticket(&self) -> Ticket<'_> {
         self.tickets.take()
     }
 
@@ -156,7 +168,7 @@ impl Chain {
         let mut rest = buffer.get_mut(..count).unwrap_or_default();
         let mut at = offset;
         while !rest.is_empty() {
-            let runs = self.resolve(at, rest.len() as u64, READ_RUNS)?;
+            let runs = self.runs(at, rest.len() as u64, READ_RUNS)?;
             let length: u64 = runs.iter().map(|run| run.length).sum();
             let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
             if length == 0 {

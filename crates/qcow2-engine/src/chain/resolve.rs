@@ -97,7 +97,7 @@ impl<'a> Walk<'a> {
 }
 
 impl Piece {
-    fn run(&self) -> Run {
+    pub(super) fn run(&self) -> Run {
         let kind = match self.answer {
             Answer::Data { host } => RunKind::Data { host },
             Answer::Zero { host } => RunKind::Zero { explicit: true, host },
@@ -135,6 +135,14 @@ pub(super) fn resolve(chain: &Chain, start: GuestOffset, length: u64, max: usize
             Some(_) if full => return Ok(runs),
             _ => runs.push(run),
         }
+    }
+}
+
+/// Adds `run`, which does not begin before the last of `runs` ends.
+pub(super) fn append(runs: &mut Vec<Run>, run: Run) {
+    match runs.last_mut() {
+        Some(last) if last.end() == run.start && continues(last, &run) => last.length += run.length,
+        _ => runs.push(run),
     }
 }
 

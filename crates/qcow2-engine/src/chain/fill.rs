@@ -1,0 +1,84 @@
+//! From tables to the index: looking up what a read wants, and what stands beside it.
+
+use qcow2_format::GuestOffset;
+
+use super::Chain;
+use super::index::REGION;
+use super::mapping::View;
+use super::resolve::{Walk, append};
+use crate::error::Result;
+use crate::run::Run;
+
+/// Runs that are looked up at a time at most.
+const RUNS: usize = 2048;
+
+/// The guest range, a power of two, that is looked up as a whole: in every layer it is within one piece of a table, or in a region.
+pub(super) fn span(views: &[View]) -> u64 {
+    let spans = views.iter().filter_map(View::piece_span);
+    spans.min().unwrap_or(REGION).min(REGION)
+}
+
+impl Chain {
+    /// Forgets what reads have found of the map, also what they are looking up now: for whoever changes it in a way that is not followed run by run.
+    pub fn forget_runs(&self) {
+        self.index.forget();
+    }
+
+    /// As [`Chain::resolve`], from the index where it knows.
+    ///
+    /// # Errors
+    /// As [`Chain::resolve`].
+    pub(super) fn runs(&self, start: GuestOffset, length: u64, max: usize) -> Result<Vec<Run>> {
+        let end = GuestOffset(start.0.saturating_add(length).min(self.virtual_size));
+        let mut runs = Vec::new();
+        let (generation, has_room) = {
+            let mut state = self.index.lock();
+            state.known(start, end, |run| {
+                runs.push(run);
+                runs.len() < max
+            });
+            (state.generation(), state.has_room(start))
+        };
+        if !runs.is_empty() || start >= end {
+            return Ok(runs);
+        }
+        if !has_room {
+            return self.resolve(start, length, max);
+        }
+        let found = self.look_up(start)?;
+        self.index.keep(generation, &found);
+        let wanted = found.iter().filter_map(|run| run.cut(start, end));
+        Ok(wanted.take(max).collect())
+    }
+
+    /// The runs around `start`, without gaps, at least one of them from there on.
+    fn look_up(&self, start: GuestOffset) -> Result<Vec<Run>> {
+        let begin = GuestOffset(start.0 & !(self.fill_span - 1));
+        let end = begin.0.saturating_add(self.fill_span);
+        let mut runs = Vec::new();
+        let ended = self.walk(begin, end, &mut runs);
+        if runs.last().is_some_and(|run| run.end() > start) {
+            return Ok(runs);
+        }
+        if begin == start {
+            ended?;
+        }
+        // There were too many before it, or one that cannot be followed: that is no fault of what is wanted.
+        runs.clear();
+        let ended = self.walk(start, end, &mut runs);
+        if runs.is_empty() {
+            ended?;
+        }
+        Ok(runs)
+    }
+
+    /// Adds the runs from `begin` on, up to `end`, the first that cannot be followed, or so many.
+    fn walk(&self, begin: GuestOffset, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+        let mut walk = Walk::new(self, begin, end - begin.0);
+        while runs.len() < RUNS {
+            let Some(piece) = walk.next()? else { break };
+            append(runs, piece.run());
+        }
+        Ok(())
+    }
+}
