@@ -16,6 +16,9 @@ const PAGE: usize = 4096;
 /// A piece of this size is written as it is.
 const LARGE: usize = 128 << 10;
 
+/// A piece of this size is worth a word before it is written.
+const ANNOUNCED: usize = 256 << 10;
+
 /// A storage that is written mostly from front to back.
 #[derive(Debug)]
 pub(crate) struct Appender {
@@ -119,6 +122,9 @@ impl Appender {
     }
 
     fn write_now(&self, begin: u64, bytes: &[u8]) -> Result<()> {
+        if self.fresh && bytes.len() >= ANNOUNCED {
+            self.storage.expect(HostOffset(begin), bytes.len() as u64);
+        }
         self.storage
             .write_at(HostOffset(begin), bytes)
             .map_err(|source| failed("write", &*self.storage, source))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use qcow2_format::HostOffset;
 
-use super::{Extent, Identity, Storage};
+use super::{Extent, Identity, Storage, expect};
 use crate::error::{Error, Result};
 
 /// What may be opened besides regular files. FIFOs, character devices, sockets and folders never are.
@@ -168,6 +168,12 @@ impl Storage for FileStorage {
             return Ok(false);
         }
         system::allocate(&self.file, offset, length)
+    }
+
+    fn expect(&self, offset: HostOffset, length: u64) {
+        if !self.device {
+            expect::expect(&self.file, offset, length);
+        }
     }
 
     fn allocated_bytes(&self) -> io::Result<Option<u64>> {

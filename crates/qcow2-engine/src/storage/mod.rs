@@ -1,5 +1,6 @@
 //! Where bytes of one file live.
 
+mod expect;
 mod file;
 mod memory;
 #[cfg(any(test, feature = "testing"))]
@@ -109,6 +110,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn allocate(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
         let _ = (offset, length);
         Ok(false)
+    }
+
+    /// A range, so far a hole, is about to be written in full: a chance to make that faster. Neither what is read nor the length changes, and
+    /// a failure is left for the write to tell.
+    fn expect(&self, offset: HostOffset, length: u64) {
+        let _ = (offset, length);
     }
 
     /// Bytes that the file takes on its device, if known.

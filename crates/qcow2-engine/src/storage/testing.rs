@@ -138,6 +138,10 @@ macro_rules! double {
                 $self.inner.allocate(offset, length)
             }
 
+            fn expect(&$self, offset: HostOffset, length: u64) {
+                $self.inner.expect(offset, length);
+            }
+
             fn allocated_bytes(&$self) -> io::Result<Option<u64>> {
                 $self.inner.allocated_bytes()
             }

@@ -98,6 +98,12 @@ impl Storage for WindowStorage {
         self.inner.allocate(self.inside(offset, length)?, length)
     }
 
+    fn expect(&self, offset: HostOffset, length: u64) {
+        if let Ok(at) = self.inside(offset, length) {
+            self.inner.expect(at, length);
+        }
+    }
+
     fn allocated_bytes(&self) -> io::Result<Option<u64>> {
         self.inner.allocated_bytes()
     }
