@@ -504,3 +504,9 @@ export interface TargetSpec {
   /** What is there already is written over, without changing its length. */
   inPlace: boolean
 }
+
+/**
+ * As [`read`], on the JavaScript thread: returns how many bytes memory had without waiting. Fewer than `length`, and -1 for none at all,
+ * say nothing about the rest: `read` goes on from there.
+ */
+export declare function tryRead(chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): number

@@ -857,3 +857,4 @@ module.exports.probeFormat = nativeBinding.probeFormat
 module.exports.read = nativeBinding.read
 module.exports.shutdown = nativeBinding.shutdown
 module.exports.start = nativeBinding.start
+module.exports.tryRead = nativeBinding.tryRead

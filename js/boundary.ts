@@ -223,6 +223,7 @@ export interface Addon {
   attachDataFile(id: number, layer: Handle, source: SourceSpec): void
   openChain(id: number, layers: Handle[], options: { snapshot?: string; cacheBytes: number; maxChainDepth: number }): void
   read(id: number, chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
+  tryRead(chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): number
   map(id: number, chain: Handle, start: bigint, length: bigint, max: number): void
   create(id: number, target: TargetSpec, options: CreateSpec): void
   convert(id: number, sources: Handle[], target: TargetSpec, options: ConvertSpec): void

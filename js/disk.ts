@@ -8,11 +8,12 @@ import type { ReadableStream } from 'node:stream/web'
 import { debuglog, type InspectOptionsStylized, inspect } from 'node:util'
 import type { Handle } from './boundary.js'
 import { closeHandle, type OpenedChain, type OpenedLayer } from './chain.js'
-import { atEntry, cancelled, Qcow2Error } from './errors.js'
+import { atEntry, atEntryOf, cancelled, Qcow2Error } from './errors.js'
 import { chainLayer, noticesOf, snapshotInfo } from './facts.js'
+import { read } from './fast-lane.js'
 import { type MapOptions, mapRange, runsOf } from './map.js'
-import { closeWhenLost, read } from './native.js'
-import { type ReadArguments, readArguments } from './read-arguments.js'
+import { closeWhenLost } from './native.js'
+import { readArguments } from './read-arguments.js'
 import type { Settings } from './settings.js'
 import { exact } from './sizes.js'
 import { DiskReadStream, type ReadStreamOptions, webStream } from './streams.js'
@@ -117,18 +118,20 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
   read<B extends NodeJS.ArrayBufferView>(buffer: B, options: ReadOptions): Promise<ReadResult<B>>
   read<B extends NodeJS.ArrayBufferView>(options: ReadOptions & { buffer: B }): Promise<ReadResult<B>>
   read(options: ReadOptions & { buffer?: undefined }): Promise<ReadResult<Buffer>>
-  async read<B extends NodeJS.ArrayBufferView>(...words: ReadArguments<B>): Promise<ReadResult<B | Buffer>> {
-    const { buffer, target, offset, length, position } = atEntry(this.read, () => {
-      this.#refuseClosed()
-      return readArguments<B>(words)
-    })
-    this.#reading++
+  read<B extends NodeJS.ArrayBufferView>(first?: unknown, second?: unknown, third?: unknown, fourth?: unknown): Promise<ReadResult<B>> {
+    // Not an async function, and nothing that is not needed: this is the way of every read, and memory answers most in a microsecond.
+    let answer: number | Promise<number>
+    let buffer: B
     try {
-      const bytesRead = await read(this.#handle, target, offset, length, position)
-      return { bytesRead, buffer }
-    } finally {
-      if (--this.#reading === 0) this.#idle?.()
+      this.#refuseClosed()
+      const request = readArguments<B>(first, second, third, fourth)
+      buffer = request.buffer
+      answer = read(this.#handle, request.target, request.offset, request.length, request.position)
+    } catch (error) {
+      return Promise.reject(atEntryOf(this.read, error))
     }
+    if (typeof answer === 'number') return Promise.resolve({ bytesRead: answer, buffer })
+    return this.#later(answer, buffer)
   }
 
   /**
@@ -195,6 +198,15 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
     const { virtualSize, clusterSize, format, closed } = this
     const chain = this.chain.map(({ path, format }) => `${path ?? '(memory)'} (${format})`)
     return `Disk ${print({ format, virtualSize, clusterSize, chain, closed }, options)}`
+  }
+
+  async #later<B>(answer: Promise<number>, buffer: B): Promise<{ bytesRead: number; buffer: B }> {
+    this.#reading++
+    try {
+      return { bytesRead: await answer, buffer }
+    } finally {
+      if (--this.#reading === 0) this.#idle?.()
+    }
   }
 
   async #close(): Promise<void> {

@@ -133,10 +133,15 @@ export function atEntry<T>(entry: (...words: never[]) => unknown, work: () => T)
   try {
     return work()
   } catch (error) {
-    const caller: { stack?: string } = {}
-    Error.captureStackTrace(caller, entry)
-    throw withFrames(error, caller)
+    throw atEntryOf(entry, error)
   }
+}
+
+/** An error that was met on the way in, with the stack of whoever called `entry`. */
+export function atEntryOf(entry: (...words: never[]) => unknown, error: unknown): unknown {
+  const caller: { stack?: string } = {}
+  Error.captureStackTrace(caller, entry)
+  return withFrames(error, caller)
 }
 
 /** Gives a {@link Qcow2Error} the frames that were captured at the call. Other errors, a gate's own for example, keep theirs. */

@@ -77,14 +77,21 @@ export async function call<T>(begin: (addon: Addon, id: number) => void, control
 }
 
 /**
- * Reads from a chain into `target`.
+ * Reads from a chain into `target` on the pool's threads.
  *
  * @param position - guest offset in bytes
- * @returns how many bytes there were: fewer than `length` only at the end of the disk
+ * @param done - how many of the `length` bytes are there already
+ * @returns how many bytes there were in all: fewer than `length` only at the end of the disk
  */
-export async function read(chain: Handle, target: Uint8Array, offset: number, length: number, position: number | bigint): Promise<number> {
+export async function readInPool(
+  chain: Handle,
+  target: Uint8Array,
+  offset: number,
+  length: number,
+  position: number | bigint,
+  done: number,
+): Promise<number> {
   const native = start()
-  let done = 0
   try {
     do {
       const piece = Math.min(length - done, LARGEST_READ)
@@ -103,6 +110,24 @@ export async function read(chain: Handle, target: Uint8Array, offset: number, le
       if ((count as number) < piece) break
     } while (done < length)
     return done
+  } catch (failure) {
+    throw asError(failure)
+  }
+}
+
+/**
+ * Reads what memory has, at once and on this thread. What it throws is a {@link Qcow2Error}.
+ *
+ * @returns how many bytes those were; fewer than `length` say nothing about the rest
+ */
+export function readNow(chain: Handle, target: Uint8Array, offset: number, length: number, position: number | bigint): number {
+  const native = start()
+  try {
+    if (typeof position === 'bigint') {
+      const [low, high] = words(position, 0)
+      return native.tryRead(chain, target, offset, length, low, high)
+    }
+    return native.tryRead(chain, target, offset, length, position >>> 0, Math.floor(position / 2 ** 32))
   } catch (failure) {
     throw asError(failure)
   }

@@ -3,17 +3,10 @@
  */
 
 import { isAnyArrayBuffer, isArrayBufferView } from 'node:util/types'
-import type { ReadOptions } from './disk.js'
 import { invalid } from './errors.js'
-import { checkOptions, type Rule } from './options.js'
+import { type Checked, checkOptions, type Rule } from './options.js'
 import { kindOf, parseCount } from './sizes.js'
 import type { ByteCount } from './types.js'
-
-/** The shapes. */
-export type ReadArguments<B extends NodeJS.ArrayBufferView> =
-  | [buffer: B, offset: number, length: number, position: ByteCount]
-  | [buffer: B, options: ReadOptions]
-  | [options: ReadOptions & { buffer?: B }]
 
 /** What is to be read where. `target` is the memory of `buffer`. */
 export interface ReadRequest<B extends NodeJS.ArrayBufferView> {
@@ -31,17 +24,17 @@ const any: Rule<unknown> = (value) => value
 const KEYS = { buffer: any, offset: any, length: any, position: any }
 
 /** Sorts and checks the arguments of one read. */
-export function readArguments<B extends NodeJS.ArrayBufferView>(words: readonly unknown[]): ReadRequest<B> {
-  const [first, second] = words
+export function readArguments<B extends NodeJS.ArrayBufferView>(first: unknown, second: unknown, third: unknown, fourth: unknown): ReadRequest<B> {
   if (isArrayBufferView(first)) {
-    if (typeof second !== 'object' || second === null) return request(first as B, second, words[2], words[3])
-    const { offset, length, position } = checkOptions('read', second, KEYS)
+    if (typeof second !== 'object' || second === null) return request(first as B, second, third, fourth)
+    const { offset, length, position } = optionsOf(second)
     return request(first as B, offset, length, position)
   }
   // An ArrayBuffer is an object too, and would else pass for options without a position.
-  if (words.length > 1 || typeof first !== 'object' || first === null || Array.isArray(first) || isAnyArrayBuffer(first))
+  const more = second !== undefined || third !== undefined || fourth !== undefined
+  if (more || typeof first !== 'object' || first === null || Array.isArray(first) || isAnyArrayBuffer(first))
     throw invalid('buffer', `buffer must be a typed array, a DataView or a Buffer: it is ${kindOf(first)}`)
-  const { buffer, offset, length, position } = checkOptions('read', first, KEYS)
+  const { buffer, offset, length, position } = optionsOf(first)
   if (buffer !== undefined && !isArrayBufferView(buffer)) {
     throw invalid('buffer', `buffer must be a typed array, a DataView or a Buffer: it is ${kindOf(buffer)}`)
   }
@@ -51,6 +44,15 @@ export function readArguments<B extends NodeJS.ArrayBufferView>(words: readonly 
     length,
     position,
   )
+}
+
+/** The options themselves if they are a plain object that holds nothing else; the rules, which take longer, judge all others. */
+function optionsOf(options: object): Checked<typeof KEYS> {
+  if (Object.getPrototypeOf(options) !== Object.prototype) return checkOptions('read', options, KEYS)
+  for (const key in options) {
+    if (key !== 'position' && key !== 'offset' && key !== 'length' && key !== 'buffer') return checkOptions('read', options, KEYS)
+  }
+  return options
 }
 
 function request<B extends NodeJS.ArrayBufferView>(buffer: B, offsetGiven: unknown, lengthGiven: unknown, positionGiven: unknown): ReadRequest<B> {

@@ -11,6 +11,7 @@ mod check;
 mod compare;
 mod convert;
 mod create;
+mod crew;
 mod error;
 mod layer;
 mod lock;

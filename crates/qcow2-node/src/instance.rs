@@ -12,6 +12,7 @@ use napi::threadsafe_function::UnknownReturnValue;
 use napi::{Env, Result as NapiResult, Status};
 use qcow2_engine::{CancelToken, Error, guard};
 
+use crate::buffers;
 use crate::error::ErrorData;
 use crate::handles::{Handle, Handles, Leaving};
 use crate::outbox::{CallId, Done, Outbox, Outcome};
@@ -172,10 +173,13 @@ impl Instance {
                         return Err(error);
                     }
                 };
-                if !target.fill(env, offset, &bytes).map_err(|error| refused(&error))? {
+                let filled = target.fill(env, offset, &bytes).map_err(|error| refused(&error));
+                let count = bytes.len();
+                buffers::give_back(bytes);
+                if !filled? {
                     return Err(detached());
                 }
-                values.number(id, bytes.len() as f64);
+                values.number(id, count as f64);
                 Ok(())
             }
             Outcome::Failed(error) => Err(error),

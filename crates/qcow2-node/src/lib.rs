@@ -11,6 +11,7 @@
 #[macro_use]
 extern crate napi_derive;
 
+mod buffers;
 mod call;
 mod chain;
 mod check;

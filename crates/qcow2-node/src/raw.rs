@@ -7,11 +7,12 @@
     reason = "Node-API takes and gives raw pointers; every block says why it is sound"
 )]
 
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use napi::bindgen_prelude::{Array, BigUint64ArraySlice, Float64ArraySlice, FromNapiValue, ToNapiValue, Unknown};
 use napi::threadsafe_function::ThreadsafeFunctionHandle;
 use napi::{Env, Error, JsValue, Result, Status, sys};
+use qcow2_engine::storage::CallerMemory;
 
 /// A copy of the bytes of a `Uint8Array` argument, made at the call.
 pub(crate) struct Bytes(pub(crate) Vec<u8>);
@@ -48,6 +49,21 @@ impl OutBytes {
         // SAFETY: arguments are taken and used within one synchronous call, so the place that `place_of` told is still valid.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.pointer, count) };
         count
+    }
+
+    /// Lends the `length` bytes from `offset` on to `work`. `None`: the view does not reach that far.
+    pub(crate) fn part<T>(
+        self,
+        offset: usize,
+        length: usize,
+        work: impl FnOnce(&mut CallerMemory<'_>) -> T,
+    ) -> Option<T> {
+        let fits = offset.checked_add(length).is_some_and(|end| end <= self.0.length);
+        let pointer = NonNull::new(self.0.pointer).filter(|_| fits)?;
+        // SAFETY: as in `fill`; the range was just checked, and JavaScript, which alone could take the memory away, does not run before
+        // `work` has ended.
+        let mut memory = unsafe { CallerMemory::new(pointer.add(offset), length) };
+        Some(work(&mut memory))
     }
 }
 
@@ -134,7 +150,7 @@ unsafe fn place_of(env: sys::napi_env, value: sys::napi_value) -> Result<Place> 
     if pointer.is_null() || length == 0 {
         // An empty view may have any address; nothing is read or written there.
         return Ok(Place {
-            pointer: ptr::NonNull::dangling().as_ptr(),
+            pointer: NonNull::dangling().as_ptr(),
             length: 0,
         });
     }

@@ -4,11 +4,13 @@ use napi::Env;
 use qcow2_engine::Error;
 use qcow2_format::GuestOffset;
 
+use crate::buffers;
 use crate::call::accept;
-use crate::handles::Handle;
+use crate::handles::{Handle, Resource};
+use crate::instance::Instance;
 use crate::numbers::whole;
 use crate::outbox::CallId;
-use crate::raw::ReadTarget;
+use crate::raw::{OutBytes, ReadTarget};
 
 /// Reads `length` bytes at a guest offset, given as two 32-bit halves, to `offset` of `target`. Completes with the count of bytes, which
 /// is smaller only at the end of the disk.
@@ -40,16 +42,9 @@ pub fn read(
             return Err(Error::Closed);
         };
         call.run_read(target, offset, move || {
-            let mut bytes = Vec::new();
             // What the disk has there, not what is asked for, decides how much is set aside.
             let left = chain.virtual_size().saturating_sub(position.0);
-            let length = length.min(usize::try_from(left).unwrap_or(usize::MAX));
-            bytes.try_reserve_exact(length).map_err(|_| Error::Limit {
-                limit: "memory",
-                allowed: 0,
-                wanted: length as u64,
-            })?;
-            bytes.resize(length, 0);
+            let mut bytes = buffers::take(length.min(usize::try_from(left).unwrap_or(usize::MAX)))?;
             let count = chain.read(position, &mut bytes)?;
             bytes.truncate(count);
             Ok(bytes)
@@ -59,4 +54,27 @@ pub fn read(
         target.release(&env);
     }
     accepted
+}
+
+/// As [`read`], on the JavaScript thread: returns how many bytes memory had without waiting. Fewer than `length`, and -1 for none at all,
+/// say nothing about the rest: `read` goes on from there.
+#[napi(catch_unwind)]
+pub fn try_read(
+    env: Env,
+    chain: Handle,
+    #[napi(ts_arg_type = "Uint8Array")] target: OutBytes,
+    offset: f64,
+    length: u32,
+    position_low: u32,
+    position_high: u32,
+) -> napi::Result<i32> {
+    let instance = Instance::of(&env)?;
+    let handles = instance.handles.borrow();
+    let (Ok(Resource::Chain(chain)), Ok(offset)) = (handles.resource(chain), whole("offset", offset)) else {
+        return Ok(-1);
+    };
+    let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+    let position = GuestOffset(u64::from(position_high) << 32 | u64::from(position_low));
+    let count = target.part(offset, length as usize, |memory| chain.read_now(position, memory));
+    Ok(count.and_then(|count| i32::try_from(count).ok()).unwrap_or(-1))
 }

@@ -3,6 +3,7 @@
 mod fetch;
 mod fill;
 mod index;
+mod lane;
 pub(crate) mod mapping;
 mod now;
 mod preallocated;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use qcow2_format::HostOffset;
 
-use super::{Extent, Identity, Storage, expect};
+use super::caller::PageCache;
+use super::{CallerMemory, Extent, Identity, Storage, expect};
 use crate::error::{Error, Result};
 
 /// What may be opened besides regular files. FIFOs, character devices, sockets and folders never are.
@@ -35,6 +36,7 @@ pub struct FileStorage {
     path: PathBuf,
     identity: Option<Identity>,
     device: bool,
+    cached: PageCache,
 }
 
 impl FileStorage {
@@ -92,6 +94,7 @@ impl FileStorage {
             identity: system::identity(&metadata),
             file,
             path: path.to_owned(),
+            cached: PageCache::default(),
         })
     }
 
@@ -127,6 +130,10 @@ impl Storage for FileStorage {
             }
         }
         Ok(filled)
+    }
+
+    fn read_now(&self, offset: HostOffset, memory: &mut CallerMemory<'_>) -> Option<usize> {
+        self.cached.read(&self.file, offset, memory)
     }
 
     fn write_at(&self, offset: HostOffset, bytes: &[u8]) -> io::Result<()> {

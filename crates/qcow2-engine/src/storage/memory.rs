@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use qcow2_format::HostOffset;
 
-use super::Storage;
+use super::{CallerMemory, Storage};
 
 /// Growable bytes, shared between threads.
 #[derive(Default)]
@@ -55,6 +55,12 @@ impl Storage for MemoryStorage {
             target.copy_from_slice(source);
         }
         Ok(count)
+    }
+
+    fn read_now(&self, offset: HostOffset, memory: &mut CallerMemory<'_>) -> Option<usize> {
+        let bytes = self.0.try_read().ok()?;
+        let rest = bytes.get(usize::try_from(offset.0).ok()?..)?;
+        Some(memory.fill(rest))
     }
 
     fn write_at(&self, offset: HostOffset, bytes: &[u8]) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Where bytes of one file live.
 
+mod caller;
 mod expect;
 mod file;
 mod memory;
@@ -14,6 +15,7 @@ use std::path::Path;
 
 use qcow2_format::HostOffset;
 
+pub use caller::CallerMemory;
 pub use file::{AllowSpecial, FileStorage, OpenMode};
 pub use memory::MemoryStorage;
 pub use window::WindowStorage;
@@ -66,6 +68,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Reads into `buffer`, returns how many bytes there were.
     fn read_at(&self, offset: HostOffset, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Fills `memory` with what can be had without waiting; returns how many bytes that were. `None`, or fewer than there is room for, says
+    /// nothing about the rest: a read that may wait finds out. A storage that cannot tell never answers.
+    fn read_now(&self, offset: HostOffset, memory: &mut CallerMemory<'_>) -> Option<usize> {
+        let _ = (offset, memory);
+        None
+    }
 
     /// Writes all of `bytes`.
     fn write_at(&self, offset: HostOffset, bytes: &[u8]) -> io::Result<()>;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use qcow2_format::HostOffset;
 
-use super::{Extent, Identity, Storage};
+use super::{CallerMemory, Extent, Identity, Storage};
 use crate::error::{Error, Result};
 
 /// The bytes of another storage from an offset on. With a size, nothing beyond it is seen or changed.
@@ -64,6 +64,12 @@ impl Storage for WindowStorage {
             (Some(buffer), Ok(at)) if count > 0 => self.inner.read_at(at, buffer),
             _ => Ok(0),
         }
+    }
+
+    fn read_now(&self, offset: HostOffset, memory: &mut CallerMemory<'_>) -> Option<usize> {
+        let room = self.size.map_or(u64::MAX, |size| size.saturating_sub(offset.0));
+        let mut memory = memory.part(0, usize::try_from(room).unwrap_or(usize::MAX));
+        self.inner.read_now(self.place(offset).ok()?, &mut memory)
     }
 
     fn write_at(&self, offset: HostOffset, bytes: &[u8]) -> io::Result<()> {

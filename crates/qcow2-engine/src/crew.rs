@@ -1,0 +1,262 @@
+//! Threads that lend a hand to work of some tens of microseconds, which is shorter than starting a thread takes.
+//!
+//! The caller begins at once and is never kept waiting by a helper that comes late: pieces are claimed one by one, and what is waited for in
+//! the end are only those that somebody has begun.
+#![allow(
+    unsafe_code,
+    reason = "helpers outlive the work that is shared with them; every block says why it is sound"
+)]
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::{mem, ptr, thread};
+
+use crate::error::{Error, Result};
+use crate::panics::guard;
+use crate::parallel;
+
+/// Helpers at most.
+const MOST: usize = 3;
+/// How often a helper without work looks for more before it sleeps: some 20 to 40 µs. Reads come in rows, and waking a thread takes longer.
+const LOOKS: u32 = 1000;
+/// How often the caller looks whether the last pieces are done before it lets others run.
+const PATIENCE: u32 = 4000;
+
+/// What is done to piece number so and so.
+type Work<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// Does `work` for each number below `count`, on this thread and on helpers that have nothing else to do, and returns when all is done.
+///
+/// # Errors
+/// [`Error::Internal`] if `work` panicked; the other numbers were worked on all the same.
+pub(crate) fn share(count: usize, work: &Work<'_>) -> Result<()> {
+    let job = Arc::new(Job::new(count, work));
+    let posted = count > 1 && CREW.post(&job);
+    job.help();
+    if posted {
+        CREW.withdraw(&job);
+    }
+    job.wait();
+    if job.failed.load(Ordering::Relaxed) {
+        return Err(Error::Internal {
+            message: "a panic in a piece of shared work".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+struct Job {
+    /// Borrowed from whoever waits in [`share`]: valid as long as `done` is less than `count`.
+    work: *const Work<'static>,
+    count: usize,
+    next: AtomicUsize,
+    done: AtomicUsize,
+    failed: AtomicBool,
+}
+
+// SAFETY: `work` points to something `Sync`, and is followed only while it is there (see `help`).
+unsafe impl Send for Job {}
+// SAFETY: as above; the rest is atomic.
+unsafe impl Sync for Job {}
+
+impl Job {
+    fn new(count: usize, work: &Work<'_>) -> Self {
+        let work: *const Work<'_> = ptr::from_ref(work);
+        Self {
+            // SAFETY: only the lifetime is cast away, which nothing of the pointer's layout depends on. `help` says why it is kept all the same.
+            work: unsafe { mem::transmute::<*const Work<'_>, *const Work<'static>>(work) },
+            count,
+            next: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Works on pieces until none is left to begin.
+    fn help(&self) {
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= self.count {
+                return;
+            }
+            let outcome = guard(|| {
+                // SAFETY: this piece was claimed and is not done, so `done` is less than `count` and `share`, which borrows the work, has not
+                // returned: it waits for every piece, panics included, which `guard` keeps from passing it by.
+                unsafe { (*self.work)(index) };
+                Ok(())
+            });
+            if outcome.is_err() {
+                self.failed.store(true, Ordering::Relaxed);
+            }
+            // The last access: what the piece has written is seen by who sees this.
+            self.done.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    fn wait(&self) {
+        let mut looks = 0;
+        while self.done.load(Ordering::Acquire) < self.count {
+            if looks < PATIENCE {
+                looks += 1;
+                spin_loop();
+            } else {
+                thread::yield_now();
+            }
+        }
+    }
+}
+
+static CREW: Crew = Crew {
+    state: Mutex::new(State {
+        jobs: Vec::new(),
+        free: 0,
+        asleep: 0,
+        threads: 0,
+    }),
+    posts: AtomicU64::new(0),
+    wake: Condvar::new(),
+};
+
+struct Crew {
+    state: Mutex<State>,
+    /// Jobs that were ever posted: what a helper that looks for work looks at.
+    posts: AtomicU64,
+    wake: Condvar,
+}
+
+struct State {
+    jobs: Vec<Arc<Job>>,
+    /// Helpers without work, those that sleep among them.
+    free: usize,
+    asleep: usize,
+    threads: usize,
+}
+
+impl Crew {
+    /// Lets helpers see a job. `false`: there are none, and never will be.
+    fn post(&'static self, job: &Arc<Job>) -> bool {
+        let most = parallel::default_threads().saturating_sub(1).min(MOST);
+        if most == 0 {
+            return false;
+        }
+        let mut state = self.lock();
+        state.jobs.push(Arc::clone(job));
+        self.posts.fetch_add(1, Ordering::Release);
+        if state.free == 0 && state.threads < most {
+            let name = format!("qcow2-hand-{}", state.threads + 1);
+            // One that the system refuses is work for the caller.
+            if thread::Builder::new().name(name).spawn(|| self.serve()).is_ok() {
+                state.threads += 1;
+            }
+        }
+        let wake = state.asleep > 0;
+        drop(state);
+        if wake {
+            self.wake.notify_all();
+        }
+        true
+    }
+
+    fn withdraw(&self, job: &Arc<Job>) {
+        self.lock().jobs.retain(|other| !Arc::ptr_eq(other, job));
+    }
+
+    fn serve(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.jobs.last().cloned() {
+                drop(state);
+                job.help();
+                state = self.lock();
+                state.jobs.retain(|other| !Arc::ptr_eq(other, &job));
+                continue;
+            }
+            state.free += 1;
+            let seen = self.posts.load(Ordering::Acquire);
+            drop(state);
+            let news = || self.posts.load(Ordering::Acquire) != seen;
+            let found = (0..LOOKS).any(|_| {
+                spin_loop();
+                news()
+            });
+            state = self.lock();
+            if !found {
+                state.asleep += 1;
+                while state.jobs.is_empty() {
+                    state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                state.asleep -= 1;
+            }
+            state.free -= 1;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn every_piece_is_worked_on_once_and_is_done_on_return() {
+        for count in [0, 1, 2, 7, 1000] {
+            let hits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            share(count, &|index| {
+                hits[index].fetch_add(1, Ordering::Relaxed);
+            })
+            .unwrap();
+            assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 1), "{count}");
+        }
+    }
+
+    #[test]
+    fn helpers_work_beside_the_caller() {
+        if parallel::default_threads() == 1 {
+            return;
+        }
+        // Neither piece ends before the other has begun: one thread alone would stand still.
+        let both = Barrier::new(2);
+        for _ in 0..100 {
+            share(2, &|_| {
+                both.wait();
+            })
+            .unwrap();
+        }
+    }
+
+    #[test]
+    fn many_callers_at_once_all_come_to_their_end() {
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for round in 0..2000usize {
+                        let sum = AtomicUsize::new(0);
+                        share(4, &|index| {
+                            sum.fetch_add(index + round, Ordering::Relaxed);
+                        })
+                        .unwrap();
+                        assert_eq!(sum.into_inner(), 6 + 4 * round);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_in_a_piece_is_an_error_and_the_other_pieces_are_done() {
+        let done = AtomicUsize::new(0);
+        let outcome = share(8, &|index| {
+            assert!(index != 3, "broken");
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(outcome.unwrap_err().code(), "ERR_QCOW2_INTERNAL");
+        assert_eq!(done.into_inner(), 7);
+        share(2, &|_| {}).unwrap();
+    }
+}
