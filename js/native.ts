@@ -159,7 +159,8 @@ const lost = new FinalizationRegistry<Handle>((handle) => {
 
 function start(): RawAddon {
   if (started === undefined) {
-    const native: RawAddon = loadOrExplain(() => createRequire(__filename)('../index.js') as Generated, dirname(__dirname))
+    // `__filename` and not `__dirname`: where the build puts all modules into one file, it still says where this one would lie.
+    const native: RawAddon = loadOrExplain(() => createRequire(__filename)('../index.js') as Generated, dirname(dirname(__filename)))
     native.start(deliver)
     // `process.exit` runs no native clean-up on the main thread: without this, a conversion would leave its half-made file behind.
     process.once('exit', () => native.shutdown(SHUTDOWN_MILLISECONDS))

@@ -1,10 +1,11 @@
 // Makes what is published: the addon with its generated loader, the TypeScript build, the ESM entry.
 //   node scripts/build.mjs --profile release|fast
 // `fast` is the same code without link-time optimisation. A step whose inputs did not change is left out.
-import { chmodSync, existsSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { build as bundle } from 'esbuild'
 import { bin, must, root } from './lib/run.mjs'
 import { digest, readStamp, writeStamp } from './lib/stamp.mjs'
 
@@ -36,7 +37,7 @@ function outputs() {
 }
 
 async function buildTypeScript() {
-  const inputs = digest('js', 'tsconfig.json', 'tsconfig.build.json', 'index.d.ts')
+  const inputs = digest('js', 'tsconfig.json', 'tsconfig.build.json', 'index.d.ts', 'scripts/build.mjs')
   if (readStamp('typescript') === inputs && existsSync(join(root, 'dist', 'index.mjs'))) return
   process.stderr.write('building the TypeScript …\n')
   // Built beside it and swapped: a file that was renamed must not survive in what is published, and a failure leaves the old build.
@@ -45,8 +46,7 @@ async function buildTypeScript() {
   await must(bin('tsc'), ['-p', 'tsconfig.build.json', '--outDir', fresh])
   loadOnUse(join(fresh, 'index.js'))
   writeEsmEntry(fresh)
-  const main = join(fresh, 'cli', 'main.js')
-  if (existsSync(main)) chmodSync(main, 0o755)
+  await bundleCommandLine(fresh)
   rmSync(join(root, 'dist'), { recursive: true, force: true })
   renameSync(fresh, join(root, 'dist'))
   writeStamp('typescript', inputs)
@@ -73,6 +73,32 @@ function loadOnUse(entry) {
     throw new Error(`${entry} does not look as it used to: see loadOnUse`)
   }
   writeFileSync(entry, lazy.replace(/^onUse/m, `${helper}onUse`))
+}
+
+/**
+ * Puts the command line and what it uses of the library into one file: sixty small ones take Node.js longer to find and read than most
+ * commands run. Modules inside it still run when they are first required. Identifiers stay as they are, for stack traces.
+ */
+async function bundleCommandLine(folder) {
+  const main = join(folder, 'cli', 'main.js')
+  const { outputFiles } = await bundle({
+    entryPoints: [main],
+    bundle: true,
+    platform: 'node',
+    target: 'node20',
+    minifyWhitespace: true,
+    minifySyntax: true,
+    legalComments: 'none',
+    // The addon is found from where the library's modules lie, one folder up.
+    define: { __filename: 'fileOfLibrary' },
+    banner: { js: '"use strict";const fileOfLibrary = require("node:path").join(__dirname, "..", "native.js");' },
+    write: false,
+    logLevel: 'silent',
+  })
+  rmSync(join(folder, 'cli'), { recursive: true })
+  mkdirSync(join(folder, 'cli'))
+  writeFileSync(main, outputFiles[0].contents)
+  chmodSync(main, 0o755)
 }
 
 /**
