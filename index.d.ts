@@ -47,7 +47,7 @@ export interface ChainFacts {
 export interface ChainSpec {
   /** Id or name of a snapshot of the top layer; none: its active state. */
   snapshot?: string
-  /** Byte budget of the table caches. */
+  /** Byte budget of the caches. */
   cacheBytes: number
   /** The last layer may name a backing file that is not there. Default false. */
   withoutBacking?: boolean

@@ -59,7 +59,7 @@ export function settingsOf(checked: Checked<typeof OPEN_RULES>): Settings {
     gate: checked.backingFiles ?? sameDirectory,
     dataFile: checked.dataFile ?? false,
     bigint: checked.bigint ?? false,
-    cacheBytes: checked.cacheSize ?? 32 << 20,
+    cacheBytes: checked.cacheSize ?? 64 << 20,
     layer: layerSettings(checked),
     signal: checked.signal,
   }

@@ -113,7 +113,7 @@ export interface OpenOptions {
   /** `'auto'` (default): locks where the system has them; `'on'`: fail where it has not; `'off'`. */
   locking?: 'auto' | 'on' | 'off'
   limits?: Limits
-  /** Byte budget of the table caches. Default 32 MiB. */
+  /** Bytes that are kept in memory of what was read: decoded clusters (half of it, but at least one), tables, and where things are. Default 64 MiB. */
   cacheSize?: SizeOption
   signal?: AbortSignal
 }

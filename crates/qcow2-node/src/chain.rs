@@ -17,7 +17,7 @@ use crate::pool::Lane;
 pub struct ChainSpec {
     /// Id or name of a snapshot of the top layer; none: its active state.
     pub snapshot: Option<String>,
-    /// Byte budget of the table caches.
+    /// Byte budget of the caches.
     pub cache_bytes: f64,
     /// The last layer may name a backing file that is not there. Default false.
     pub without_backing: Option<bool>,

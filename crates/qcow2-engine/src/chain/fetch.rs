@@ -1,23 +1,37 @@
 //! Runs to bytes.
 
+use std::sync::Arc;
+
 use qcow2_codec::{Compression, Decoder};
 use qcow2_format::{CompressedDescriptor, CompressionType, GuestOffset, HostOffset, Table};
 
 use super::Chain;
+use super::decoded::Key;
 use super::mapping::View;
 use crate::error::{Error, Result};
 use crate::run::{Run, RunKind};
 use crate::storage::{ReadRequest, Storage};
 
-/// What one thread keeps between fetches: a decoder, its buffers, and the compressed cluster that was decoded last, since small reads come back
-/// to it.
+/// What one thread keeps between fetches: a decoder, its buffers, and the compressed cluster that was decoded last, since the next fetch may begin
+/// inside it.
 #[derive(Debug, Default)]
 pub struct FetchContext {
     decoder: Decoder,
     packed: Vec<u8>,
     cluster: Vec<u8>,
     /// Layer and place of what `cluster` holds.
-    holds: Option<(u32, CompressedDescriptor)>,
+    holds: Option<Key>,
+    /// Runs of a read.
+    pub(super) runs: Vec<Run>,
+}
+
+/// Who fetches, and so where a decoded cluster is kept that is needed in part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// Whoever goes through a disk once, with a context of his own: there.
+    Passing,
+    /// Reads of the disk: in the chain, for all of them. `ahead`: what is likely to be read next is decoded meanwhile.
+    Chain { ahead: bool },
 }
 
 impl FetchContext {
@@ -44,6 +58,7 @@ pub(super) fn fetch(
     start: GuestOffset,
     buffer: &mut [u8],
     context: &mut FetchContext,
+    reader: Reader,
 ) -> Result<()> {
     let uncovered = || Error::Invalid {
         argument: "runs",
@@ -72,7 +87,16 @@ pub(super) fn fetch(
             }),
             RunKind::Compressed { descriptor, cluster } => {
                 let view = chain.view(run.depth).ok_or_else(uncovered)?;
-                compressed(view, descriptor, cluster, at, now, context)?;
+                let piece = CompressedPiece {
+                    view,
+                    descriptor,
+                    cluster,
+                    at,
+                };
+                match reader {
+                    Reader::Passing => piece.fill(now, context)?,
+                    Reader::Chain { ahead } => piece.fill_from_chain(chain, now, context, ahead)?,
+                }
             }
         }
         at = GuestOffset(at.0 + length as u64);
@@ -130,52 +154,97 @@ fn fill_tail(view: &View, storage: &dyn Storage, request: &mut ReadRequest<'_>) 
     Ok(())
 }
 
-/// Fills `target` with the bytes of a compressed cluster from guest offset `at` on.
-fn compressed(
-    view: &View,
+/// A part of a compressed cluster, from guest offset `at` on.
+struct CompressedPiece<'a> {
+    view: &'a View,
     descriptor: CompressedDescriptor,
     cluster: GuestOffset,
     at: GuestOffset,
-    target: &mut [u8],
-    context: &mut FetchContext,
-) -> Result<()> {
-    let Some(header) = view.layer.header() else {
-        return Ok(());
-    };
-    let (compression, cluster_len) = (compression(header.compression), header.geometry.cluster_len());
-    let key = (view.depth, descriptor);
-    if context.holds != Some(key) {
-        read_packed(view, descriptor, &mut context.packed)?;
-        let failed = |error| Error::Decompress {
-            path: view.layer.path(),
-            offset: descriptor.offset,
-            guest: cluster,
-            error,
+}
+
+impl CompressedPiece<'_> {
+    /// Fills `target`, keeping the cluster in `context`.
+    fn fill(&self, target: &mut [u8], context: &mut FetchContext) -> Result<()> {
+        let key = (self.view.depth, self.descriptor);
+        if context.holds != Some(key) {
+            if target.len() == cluster_len(self.view) {
+                return self.decode_into(target, context);
+            }
+            context.holds = None;
+            let mut cluster = std::mem::take(&mut context.cluster);
+            cluster.resize(cluster_len(self.view), 0);
+            let outcome = self.decode_into(&mut cluster, context);
+            context.cluster = cluster;
+            outcome?;
+            context.holds = Some(key);
+        }
+        self.copy(&context.cluster, target)
+    }
+
+    /// Fills `target`, keeping the cluster in the chain. One that is wanted as a whole goes straight to where it is wanted, unless it is there or
+    /// being decoded.
+    fn fill_from_chain(&self, chain: &Chain, target: &mut [u8], context: &mut FetchContext, ahead: bool) -> Result<()> {
+        let key = (self.view.depth, self.descriptor);
+        if ahead {
+            chain.read_ahead(self.view, self.cluster);
+        }
+        if target.len() == cluster_len(self.view) && !chain.decoded.cache.is_known(key) {
+            return self.decode_into(target, context);
+        }
+        let load = || decode(self.view, self.descriptor, self.cluster, context).map(Arc::new);
+        let cluster = chain.decoded.cache.get_or_load(key, load)?;
+        self.copy(&cluster, target)
+    }
+
+    fn copy(&self, cluster: &[u8], target: &mut [u8]) -> Result<()> {
+        let within = usize::try_from(self.at.0 - self.cluster.0).unwrap_or(usize::MAX);
+        let end = within.checked_add(target.len());
+        let bytes = end.and_then(|end| cluster.get(within..end));
+        let bytes = bytes.ok_or_else(|| Error::Internal {
+            message: "a compressed run passes its cluster".into(),
+        })?;
+        target.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Decodes all of the cluster into `target`, which is as long.
+    fn decode_into(&self, target: &mut [u8], context: &mut FetchContext) -> Result<()> {
+        let Some(header) = self.view.layer.header() else {
+            return Ok(());
         };
+        read_packed(self.view, self.descriptor, &mut context.packed)?;
         let FetchContext { decoder, packed, .. } = context;
-        if target.len() == cluster_len {
-            return decoder.decode(compression, packed, target).map_err(failed);
-        }
-        context.holds = None;
-        context.cluster.resize(cluster_len, 0);
         decoder
-            .decode(compression, packed, &mut context.cluster)
-            .map_err(failed)?;
-        context.holds = Some(key);
+            .decode(compression(header.compression), packed, target)
+            .map_err(|error| Error::Decompress {
+                path: self.view.layer.path(),
+                offset: self.descriptor.offset,
+                guest: self.cluster,
+                error,
+            })
     }
-    let within = usize::try_from(at.0 - cluster.0).unwrap_or(usize::MAX);
-    let bytes = within
-        .checked_add(target.len())
-        .and_then(|end| context.cluster.get(within..end));
-    match bytes {
-        Some(bytes) => target.copy_from_slice(bytes),
-        None => {
-            return Err(Error::Internal {
-                message: "a compressed run passes its cluster".into(),
-            });
-        }
-    }
-    Ok(())
+}
+
+/// The bytes of a compressed cluster, in memory of their own.
+pub(super) fn decode(
+    view: &View,
+    descriptor: CompressedDescriptor,
+    cluster: GuestOffset,
+    context: &mut FetchContext,
+) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; cluster_len(view)];
+    let piece = CompressedPiece {
+        view,
+        descriptor,
+        cluster,
+        at: cluster,
+    };
+    piece.decode_into(&mut bytes, context)?;
+    Ok(bytes)
+}
+
+fn cluster_len(view: &View) -> usize {
+    view.layer.header().map_or(0, |header| header.geometry.cluster_len())
 }
 
 /// Reads what a descriptor names. Its length is known only in sectors: the file may end inside the last one, but not before.

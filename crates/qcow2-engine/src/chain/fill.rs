@@ -1,5 +1,7 @@
 //! From tables to the index: looking up what a read wants, and what stands beside it.
 
+use std::sync::Arc;
+
 use qcow2_format::GuestOffset;
 
 use super::Chain;
@@ -13,8 +15,8 @@ use crate::run::Run;
 const RUNS: usize = 2048;
 
 /// The guest range, a power of two, that is looked up as a whole: in every layer it is within one piece of a table, or in a region.
-pub(super) fn span(views: &[View]) -> u64 {
-    let spans = views.iter().filter_map(View::piece_span);
+pub(super) fn span(views: &[Arc<View>]) -> u64 {
+    let spans = views.iter().filter_map(|view| view.piece_span());
     spans.min().unwrap_or(REGION).min(REGION)
 }
 
@@ -24,13 +26,13 @@ impl Chain {
         self.index.forget();
     }
 
-    /// As [`Chain::resolve`], from the index where it knows.
+    /// As [`Chain::resolve`], from the index where it knows, into `runs`.
     ///
     /// # Errors
     /// As [`Chain::resolve`].
-    pub(super) fn runs(&self, start: GuestOffset, length: u64, max: usize) -> Result<Vec<Run>> {
+    pub(super) fn runs(&self, start: GuestOffset, length: u64, max: usize, runs: &mut Vec<Run>) -> Result<()> {
         let end = GuestOffset(start.0.saturating_add(length).min(self.virtual_size));
-        let mut runs = Vec::new();
+        runs.clear();
         let (generation, has_room) = {
             let mut state = self.index.lock();
             state.known(start, end, |run| {
@@ -40,15 +42,17 @@ impl Chain {
             (state.generation(), state.has_room(start))
         };
         if !runs.is_empty() || start >= end {
-            return Ok(runs);
+            return Ok(());
         }
         if !has_room {
-            return self.resolve(start, length, max);
+            *runs = self.resolve(start, length, max)?;
+            return Ok(());
         }
         let found = self.look_up(start)?;
         self.index.keep(generation, &found);
         let wanted = found.iter().filter_map(|run| run.cut(start, end));
-        Ok(wanted.take(max).collect())
+        runs.extend(wanted.take(max));
+        Ok(())
     }
 
     /// The runs around `start`, without gaps, at least one of them from there on.

@@ -151,7 +151,9 @@ impl View {
         {
             return Ok(piece.clone());
         }
-        let piece = cache.piece((self.depth, piece_offset), || self.load(image, l2_offset, piece_offset))?;
+        let piece = cache.get_or_load((self.depth, piece_offset), || {
+            self.load(image, l2_offset, piece_offset).map(Piece::from)
+        })?;
         cursor.0 = Some((piece_offset, piece.clone()));
         Ok(piece)
     }

@@ -1,5 +1,7 @@
 //! Layers as one disk.
 
+mod ahead;
+mod decoded;
 mod fetch;
 mod fill;
 mod index;
@@ -8,8 +10,9 @@ pub(crate) mod mapping;
 mod now;
 mod preallocated;
 pub(crate) mod resolve;
+mod streams;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use qcow2_format::GuestOffset;
 
@@ -22,11 +25,13 @@ use crate::layer::{Layer, same_place};
 use crate::parallel;
 use crate::run::{Run, RunKind};
 use crate::ticket::{Ticket, Tickets};
+use decoded::Decoded;
+use fetch::Reader;
 use index::Index;
 use mapping::View;
 
 /// Byte budget of a chain's caches if nobody says.
-pub const DEFAULT_CACHE_BYTES: u64 = 32 << 20;
+pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
 /// Runs that a read takes at a time.
 const READ_RUNS: usize = 1024;
 /// Reads from here on that meet compressed clusters are split over threads.
@@ -37,7 +42,8 @@ const SPLIT_FROM: usize = 256 << 10;
 pub struct ChainOptions {
     /// An internal snapshot of the top layer, by id or, if there is no such id, by name, instead of the active disk.
     pub snapshot: Option<String>,
-    /// Byte budget of all that is kept of the chain: three quarters for tables, a quarter for the index.
+    /// Byte budget of all that is kept of the chain: half for decoded clusters (at least one), three eighths for tables, an eighth
+    /// for the index.
     pub cache_bytes: u64,
     /// The last layer may name a backing file that is not there: what it leaves unallocated reads as zeros.
     pub without_backing: bool,
@@ -56,12 +62,13 @@ impl Default for ChainOptions {
 /// Layers as one disk, top first. Read-only, and shared between threads.
 #[derive(Debug)]
 pub struct Chain {
-    views: Vec<View>,
+    views: Vec<Arc<View>>,
     virtual_size: u64,
     cache: TableCache,
     index: Index,
     /// See [`fill::span`].
     fill_span: u64,
+    decoded: Arc<Decoded>,
     tickets: Tickets,
     contexts: Mutex<Vec<FetchContext>>,
 }
@@ -81,13 +88,13 @@ impl Chain {
                 (_, Some(image)) => (image.l1.clone(), layer.virtual_size()),
                 (_, None) => (Default::default(), layer.virtual_size()),
             };
-            views.push(View {
+            views.push(Arc::new(View {
                 layer,
                 depth,
                 l1,
                 virtual_size,
                 preallocated: OnceLock::new(),
-            });
+            }));
         }
         let tables: u64 = views.iter().map(|view| view.l1.len() as u64 * 8).sum();
         let allowed = views.first().map_or(0, |view| view.layer.options().limits.max_memory);
@@ -97,12 +104,12 @@ impl Chain {
             wanted: tables,
         })?;
         let budget = options.cache_bytes.min(room);
-        let index_budget = budget / 4;
         Ok(Self {
             virtual_size: views.first().map_or(0, |view| view.virtual_size),
-            cache: TableCache::new(budget - index_budget),
-            index: Index::new(index_budget),
+            cache: TableCache::new(budget / 8 * 3),
+            index: Index::new(budget / 8),
             fill_span: fill::span(&views),
+            decoded: Arc::new(Decoded::new(budget / 2, &views)),
             views,
             tickets: Tickets::default(),
             contexts: Mutex::default(),
@@ -121,7 +128,7 @@ impl Chain {
 
     /// The layer at `depth`.
     pub fn layer(&self, depth: u32) -> Option<&Layer> {
-        self.view(depth).map(|view| &view.layer)
+        Some(&self.view(depth)?.layer)
     }
 
     /// Cluster size of the top layer in bytes; none if it is raw.
@@ -155,7 +162,7 @@ impl Chain {
     /// [`Error::Truncated`] for clusters past the end of the file, [`Error::Decompress`], [`Error::Io`], [`Error::Invalid`] if `runs` do not
     /// cover the range.
     pub fn fetch(&self, runs: &[Run], start: GuestOffset, buffer: &mut [u8], context: &mut FetchContext) -> Result<()> {
-        fetch::fetch(self, runs, start, buffer, context)
+        fetch::fetch(self, runs, start, buffer, context, Reader::Passing)
     }
 
     /// Reads into `buffer` from `offset` on and returns how many bytes there were: fewer than asked for only at the end of the disk.
@@ -168,8 +175,10 @@ impl Chain {
         let count = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
         let mut rest = buffer.get_mut(..count).unwrap_or_default();
         let mut at = offset;
+        let mut context = self.borrow_context();
+        let mut runs = std::mem::take(&mut context.context.runs);
         while !rest.is_empty() {
-            let runs = self.runs(at, rest.len() as u64, READ_RUNS)?;
+            self.runs(at, rest.len() as u64, READ_RUNS, &mut runs)?;
             let length: u64 = runs.iter().map(|run| run.length).sum();
             let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
             if length == 0 {
@@ -178,21 +187,28 @@ impl Chain {
                 });
             }
             let (now, later) = rest.split_at_mut(length);
-            self.fetch_parallel(&runs, at, now)?;
+            self.fetch_parallel(&runs, at, now, &mut context.context)?;
             at = GuestOffset(at.0 + length as u64);
             rest = later;
         }
+        context.context.runs = runs;
         Ok(count)
     }
 
     /// As `fetch`, on several threads where that helps: decompressing takes longer than starting them.
-    fn fetch_parallel(&self, runs: &[Run], start: GuestOffset, buffer: &mut [u8]) -> Result<()> {
+    fn fetch_parallel(
+        &self,
+        runs: &[Run],
+        start: GuestOffset,
+        buffer: &mut [u8],
+        context: &mut FetchContext,
+    ) -> Result<()> {
         let compressed = |run: &&Run| matches!(run.kind, RunKind::Compressed { .. });
         let threads = parallel::default_threads();
-        if threads == 1 || buffer.len() < SPLIT_FROM || runs.iter().filter(compressed).nth(1).is_none() {
-            let mut context = self.borrow_context();
-            let outcome = self.fetch(runs, start, buffer, &mut context.context);
-            return outcome;
+        let large = buffer.len() >= SPLIT_FROM;
+        let reader = Reader::Chain { ahead: !large };
+        if threads == 1 || !large || runs.iter().filter(compressed).nth(1).is_none() {
+            return fetch::fetch(self, runs, start, buffer, context, reader);
         }
         let mut items = Vec::new();
         let (mut at, mut rest) = (start, buffer);
@@ -208,7 +224,7 @@ impl Chain {
             threads,
             items,
             || self.borrow_context(),
-            |context, (part, at, now)| self.fetch(part, at, now, &mut context.context),
+            |context, (part, at, now)| fetch::fetch(self, part, at, now, &mut context.context, reader),
         )
     }
 
@@ -221,7 +237,7 @@ impl Chain {
     }
 
     pub(crate) fn view(&self, depth: u32) -> Option<&View> {
-        self.views.get(usize::try_from(depth).ok()?)
+        self.views.get(usize::try_from(depth).ok()?).map(|view| &**view)
     }
 }
 

@@ -94,7 +94,13 @@ impl Chain {
         };
         let end = GuestOffset(start.0.checked_add(length as u64)?);
         let mut places = answer.pieces.iter_mut();
-        let known = self.index.try_lock()?.known(start, end, |run| {
+        let mut compressed = [None; 2];
+        let mut state = self.index.try_lock()?;
+        let known = state.known(start, end, |run| {
+            if let RunKind::Compressed { cluster, .. } = run.kind {
+                compressed.rotate_left(1);
+                compressed[1] = Some((run.depth, cluster));
+            }
             let piece = self.piece_now(&run);
             match (piece, places.next()) {
                 (Some(piece), Some(place)) => {
@@ -104,7 +110,16 @@ impl Chain {
                 _ => false,
             }
         });
-        (known == end || length == 0).then_some(answer)
+        if known != end && length != 0 {
+            return None;
+        }
+        drop(state);
+        for &(depth, cluster) in compressed.iter().flatten() {
+            if let Some(view) = self.view(depth) {
+                self.read_ahead(view, cluster);
+            }
+        }
+        Some(answer)
     }
 
     fn piece_now(&self, run: &Run) -> Option<NowPiece<'_>> {
@@ -116,7 +131,15 @@ impl Chain {
                 length,
             }),
             RunKind::Zero { .. } | RunKind::Unallocated => Some(NowPiece::Zero { length }),
-            RunKind::Compressed { .. } => None,
+            RunKind::Compressed { descriptor, cluster } => {
+                let view = self.view(run.depth)?;
+                let bytes = self.decoded.cache.try_get((view.depth, descriptor))?;
+                Some(NowPiece::Decoded(DecodedPiece {
+                    cluster: bytes,
+                    from: usize::try_from(run.start.0.checked_sub(cluster.0)?).ok()?,
+                    length,
+                }))
+            }
         }
     }
 }
