@@ -19,6 +19,7 @@ mod measure;
 mod notice;
 mod panics;
 mod parallel;
+mod pipeline;
 mod progress;
 mod run;
 mod sink;

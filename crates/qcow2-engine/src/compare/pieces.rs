@@ -1,41 +1,70 @@
-//! The ranges that have to be read: cut into pieces, compared by several threads.
-
-use std::sync::{Mutex, PoisonError};
+//! The ranges that have to be read, compared by several threads.
 
 use qcow2_format::GuestOffset;
 
+use super::Difference;
+use super::walk::Walk;
 use crate::chain::{Chain, FetchContext};
 use crate::error::{Error, Result};
 use crate::parallel;
+use crate::pipeline::{self, Crowd};
 use crate::progress::JobContext;
 use crate::run::{Run, RunKind};
 
-/// Bytes of a piece, unless a cluster is larger: small enough that what was read is still in the processor's cache when it is compared.
-const PIECE: u64 = 512 << 10;
-/// Pieces a thread gets, on average, before the next ones are looked for.
-const PIECES_PER_THREAD: usize = 32;
+/// Pieces under way, for each thread.
+const AHEAD: usize = 4;
 /// Runs that a resolve answers at most.
 const RUNS: usize = 1024;
 /// Differences are told by the sector.
 const SECTOR: usize = 512;
 
-/// A difference, and where.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Found {
-    Content(GuestOffset),
-    Allocation(GuestOffset),
+/// What ends a comparison early.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Differs(Difference),
+    Fails(Error),
 }
 
-/// The queue of pieces, with what was found in those that are done.
-pub(super) struct Pieces<'a> {
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Fails(error)
+    }
+}
+
+/// Compares what `walk` finds. The first difference by offset, unless an error comes before it.
+pub(super) fn compare(sides: (&Chain, &Chain), mut walk: Walk<'_>, context: &JobContext) -> Result<Option<Difference>> {
+    let pieces = Pieces {
+        sides: [sides.0, sides.1],
+        context,
+    };
+    let threads = parallel::default_threads();
+    let crowd = Crowd {
+        threads,
+        window: AHEAD.saturating_mul(threads),
+    };
+    let outcome = pipeline::run(
+        crowd,
+        || walk.next(),
+        || Ok(Scratch::default()),
+        |scratch, (start, end)| match pieces.compare(start, end, scratch)? {
+            Some(at) => Err(Stop::Differs(Difference::Content(GuestOffset(at)))),
+            None => {
+                context.progress.advance(end - start);
+                Ok(())
+            }
+        },
+        |()| Ok(()),
+    );
+    match outcome {
+        Ok(()) => Ok(None),
+        Err(Stop::Differs(difference)) => Ok(Some(difference)),
+        Err(Stop::Fails(error)) => Err(error),
+    }
+}
+
+struct Pieces<'a> {
     sides: [&'a Chain; 2],
     context: &'a JobContext,
-    piece: u64,
-    threads: usize,
-    queue: Vec<(u64, u64)>,
-    /// The first piece, by offset, that is not equal.
-    outcome: Mutex<Option<(u64, Result<Found>)>>,
-    scratch: Mutex<Vec<Scratch>>,
 }
 
 /// What a thread keeps from piece to piece.
@@ -61,76 +90,7 @@ impl Reader {
     }
 }
 
-impl<'a> Pieces<'a> {
-    pub(super) fn new(a: &'a Chain, b: &'a Chain, context: &'a JobContext) -> Self {
-        let clusters = a.layers().chain(b.layers()).filter_map(|layer| layer.cluster_size());
-        Self {
-            sides: [a, b],
-            context,
-            // No cluster is decompressed for two pieces.
-            piece: clusters.fold(PIECE, u64::max),
-            threads: parallel::default_threads(),
-            queue: Vec::new(),
-            outcome: Mutex::default(),
-            scratch: Mutex::default(),
-        }
-    }
-
-    /// Queues a range that begins where the last one ended, or behind it.
-    pub(super) fn add(&mut self, start: u64, end: u64) {
-        let mut at = start;
-        while at < end && !self.found() {
-            let cut = (at / self.piece).saturating_add(1).saturating_mul(self.piece).min(end);
-            match self.queue.last_mut() {
-                Some((_, last)) if *last == at && !at.is_multiple_of(self.piece) => *last = cut,
-                _ => {
-                    if self.queue.len() >= self.threads.saturating_mul(PIECES_PER_THREAD) {
-                        self.flush();
-                    }
-                    self.queue.push((at, cut));
-                }
-            }
-            at = cut;
-        }
-    }
-
-    /// Whether there is a difference, or an error, already.
-    pub(super) fn found(&self) -> bool {
-        lock(&self.outcome).is_some()
-    }
-
-    /// Compares what is still queued. The first difference of all pieces, unless an error came before it.
-    pub(super) fn finish(&mut self) -> Result<Option<Found>> {
-        self.flush();
-        lock(&self.outcome).take().map(|(_, outcome)| outcome).transpose()
-    }
-
-    fn flush(&mut self) {
-        let queue = std::mem::take(&mut self.queue);
-        let this = &*self;
-        let work = |scratch: &mut Borrowed<'_>, (start, end): (u64, u64)| {
-            // What lies behind the first difference does not matter.
-            if lock(&this.outcome).as_ref().is_none_or(|(first, _)| start < *first) {
-                match this.compare(start, end, &mut scratch.scratch) {
-                    Ok(None) => this.context.progress.advance(end - start),
-                    Ok(Some(at)) => this.keep(start, Ok(Found::Content(GuestOffset(at)))),
-                    Err(error) => this.keep(start, Err(error)),
-                }
-            }
-            Ok(())
-        };
-        if let Err(error) = parallel::for_each(self.threads, queue, || self.borrow(), work) {
-            self.keep(0, Err(error));
-        }
-    }
-
-    fn keep(&self, start: u64, found: Result<Found>) {
-        let mut outcome = lock(&self.outcome);
-        if outcome.as_ref().is_none_or(|(first, _)| start < *first) {
-            *outcome = Some((start, found));
-        }
-    }
-
+impl Pieces<'_> {
     /// The first sector of `start..end` that differs.
     fn compare(&self, start: u64, end: u64, scratch: &mut Scratch) -> Result<Option<u64>> {
         let mut at = start;
@@ -216,13 +176,6 @@ impl<'a> Pieces<'a> {
         };
         Ok(sector.map(|sector| range.start + (sector * SECTOR) as u64))
     }
-
-    fn borrow(&self) -> Borrowed<'_> {
-        Borrowed {
-            scratch: lock(&self.scratch).pop().unwrap_or_default(),
-            home: &self.scratch,
-        }
-    }
 }
 
 /// A range that one side at least has bytes for, and which of the sides is nothing but zeros in it.
@@ -234,18 +187,6 @@ struct Range {
 
 fn both(one: (bool, bool), other: (bool, bool)) -> (bool, bool) {
     (one.0 && other.0, one.1 && other.1)
-}
-
-/// A thread's scratch, given back for the next pieces.
-struct Borrowed<'a> {
-    scratch: Scratch,
-    home: &'a Mutex<Vec<Scratch>>,
-}
-
-impl Drop for Borrowed<'_> {
-    fn drop(&mut self) {
-        lock(self.home).push(std::mem::take(&mut self.scratch));
-    }
 }
 
 /// The runs from `at` to `end` or not quite as far. Behind the end of the disk: one of zeros.
@@ -278,8 +219,4 @@ fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
         return None;
     }
     a.chunks(SECTOR).zip(b.chunks(SECTOR)).position(|(a, b)| a != b)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,6 @@
 //! has, and chunks with data. Workers fetch and transform chunks in any order; the sink takes everything in guest order. What is written
 //! depends on the items, and these on the source alone: not on the number of workers.
 
-mod pipeline;
 mod scan;
 mod source;
 mod transform;
@@ -19,6 +18,7 @@ use crate::chain::Chain;
 use crate::create::{CreateOptions, NewImage};
 use crate::error::{Error, Result};
 use crate::layer::Format;
+use crate::pipeline::{self, Crowd};
 use crate::progress::JobContext;
 use crate::sink::{Chunk, Preallocation};
 use crate::storage::Storage;
@@ -33,6 +33,10 @@ pub const MAX_SPARSE_SIZE: u64 = 16 << 20;
 pub const MAX_THREADS: usize = 64;
 /// Guest bytes that one worker handles at a time, at least.
 const CHUNK: u64 = 1 << 20;
+/// Chunks under way or waiting for their turn, for each worker.
+const AHEAD: usize = 3;
+/// Bytes that they take together at most, with their compressed forms. Eight of the largest, so that eight workers always have one each.
+const IN_FLIGHT: u64 = 32 << 20;
 
 /// What a conversion makes, and how.
 #[derive(Clone, Debug)]
@@ -135,7 +139,7 @@ pub fn convert(
     let mut pace = Pace::new(options.rate_limit);
     let spare = transform.spare();
     pipeline::run(
-        options.threads,
+        crowd(options, scanner.chunk),
         scanner.items(job),
         || transform.worker(),
         |worker, item| match item {
@@ -163,6 +167,20 @@ pub fn convert(
         zero_bytes: report.zero_bytes,
         compressed_clusters: report.compressed_clusters,
     })
+}
+
+/// As many workers as were asked for, unless their chunks would take too much memory.
+fn crowd(options: &ConvertOptions, chunk: u64) -> Crowd {
+    let bytes = if options.compress {
+        chunk.saturating_mul(2)
+    } else {
+        chunk
+    };
+    let most = usize::try_from(IN_FLIGHT / bytes.max(1)).unwrap_or(usize::MAX);
+    Crowd {
+        threads: options.threads,
+        window: AHEAD.saturating_mul(options.threads).min(most),
+    }
 }
 
 /// What the sink is handed.

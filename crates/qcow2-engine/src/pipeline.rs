@@ -6,23 +6,20 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::error::{Error, Result};
 use crate::panics::guard;
 
-/// Items under way or waiting for their turn, for each thread.
-const WINDOW: u64 = 3;
-
 /// What the threads share.
-struct Shared<Item, Step, Scan, Place> {
+struct Shared<Item, Step, Scan, Place, E> {
     scan: Mutex<(Scan, u64)>,
     place: Mutex<Place>,
-    queue: Mutex<Queue<Step>>,
+    queue: Mutex<Queue<Step, E>>,
     /// The queue has changed.
     changed: Condvar,
     window: u64,
     item: std::marker::PhantomData<fn() -> Item>,
 }
 
-struct Queue<Step> {
-    /// Items handed out.
-    taken: u64,
+struct Queue<Step, E> {
+    /// Items handed out, or about to be.
+    promised: u64,
     /// Items placed.
     placed: u64,
     /// No more items.
@@ -31,26 +28,38 @@ struct Queue<Step> {
     placing: bool,
     ready: BTreeMap<u64, Step>,
     /// The failure of the first item that failed.
-    failure: Option<(u64, Error)>,
+    failure: Option<(u64, E)>,
 }
 
-/// Takes items from `scan`, hands each to `prepare` on one of `threads` threads (this one included) with what `worker` made for it, and
-/// the results to `place`, in the order of the items and never two at a time.
+/// How many do the work, and how far they run ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Crowd {
+    /// Threads, the caller's included.
+    pub(crate) threads: usize,
+    /// Items under way or waiting for their turn, at most.
+    pub(crate) window: usize,
+}
+
+/// Takes items from `scan`, hands each to `prepare` on one of some threads (this one included) with what `worker` made for it, and
+/// the results to `place`, in the order of the items and never two at a time. Every item before one that failed is prepared to its end.
 ///
 /// # Errors
 /// That of the first item, in order, whose preparation or placing failed.
-pub(super) fn run<Item, Step: Send, Worker>(
-    threads: usize,
-    scan: impl FnMut() -> Result<Option<Item>> + Send,
-    worker: impl Fn() -> Result<Worker> + Sync,
-    prepare: impl Fn(&mut Worker, Item) -> Result<Step> + Sync,
-    place: impl FnMut(Step) -> Result<()> + Send,
-) -> Result<()> {
+pub(crate) fn run<Item, Step: Send, Worker, E: From<Error> + Send>(
+    crowd: Crowd,
+    scan: impl FnMut() -> Result<Option<Item>, E> + Send,
+    worker: impl Fn() -> Result<Worker, E> + Sync,
+    prepare: impl Fn(&mut Worker, Item) -> Result<Step, E> + Sync,
+    place: impl FnMut(Step) -> Result<(), E> + Send,
+) -> Result<(), E> {
+    let window = crowd.window.max(1);
+    // More threads than items under way would only wait.
+    let threads = crowd.threads.min(window);
     let shared = Shared {
         scan: Mutex::new((scan, 0)),
         place: Mutex::new(place),
         queue: Mutex::new(Queue {
-            taken: 0,
+            promised: 0,
             placed: 0,
             ended: false,
             placing: false,
@@ -58,11 +67,11 @@ pub(super) fn run<Item, Step: Send, Worker>(
             failure: None,
         }),
         changed: Condvar::new(),
-        window: WINDOW.saturating_mul(threads as u64),
+        window: window as u64,
         item: std::marker::PhantomData,
     };
     let work = || {
-        let made = guard(&worker);
+        let made = guarded(&worker);
         match made {
             Ok(mut own) => while shared.one(&mut own, &prepare) {},
             Err(error) => shared.fail(u64::MAX, error),
@@ -83,15 +92,15 @@ pub(super) fn run<Item, Step: Send, Worker>(
     }
 }
 
-impl<Item, Step, Scan, Place> Shared<Item, Step, Scan, Place>
+impl<Item, Step, Scan, Place, E: From<Error>> Shared<Item, Step, Scan, Place, E>
 where
-    Scan: FnMut() -> Result<Option<Item>>,
-    Place: FnMut(Step) -> Result<()>,
+    Scan: FnMut() -> Result<Option<Item>, E>,
+    Place: FnMut(Step) -> Result<(), E>,
 {
     /// Takes one item as far as it goes. `false`: there is nothing more to do.
-    fn one<Worker>(&self, own: &mut Worker, prepare: &impl Fn(&mut Worker, Item) -> Result<Step>) -> bool {
+    fn one<Worker>(&self, own: &mut Worker, prepare: &impl Fn(&mut Worker, Item) -> Result<Step, E>) -> bool {
         let Some((index, item)) = self.take() else { return false };
-        match guard(|| prepare(own, item)) {
+        match guarded(|| prepare(own, item)) {
             Ok(step) => self.deposit(index, step),
             Err(error) => self.fail(index, error),
         }
@@ -102,20 +111,21 @@ where
     fn take(&self) -> Option<(u64, Item)> {
         {
             let mut queue = lock(&self.queue);
-            while queue.failure.is_none() && !queue.ended && queue.taken.saturating_sub(queue.placed) >= self.window {
+            while queue.failure.is_none() && !queue.ended && queue.promised.saturating_sub(queue.placed) >= self.window
+            {
                 queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
             if queue.ended || queue.failure.is_some() {
                 return None;
             }
+            queue.promised += 1;
         }
         let mut scan = lock(&self.scan);
         let (next, index) = &mut *scan;
         let this = *index;
-        match guard(next) {
+        match guarded(next) {
             Ok(Some(item)) => {
                 *index += 1;
-                lock(&self.queue).taken = *index;
                 Some((this, item))
             }
             Ok(None) => {
@@ -142,7 +152,7 @@ where
             let next = queue.placed;
             let Some(step) = queue.ready.remove(&next) else { break };
             drop(queue);
-            let outcome = guard(|| lock(&self.place)(step));
+            let outcome = guarded(|| lock(&self.place)(step));
             queue = lock(&self.queue);
             queue.placed += 1;
             self.changed.notify_all();
@@ -153,13 +163,18 @@ where
         queue.placing = false;
     }
 
-    fn fail(&self, index: u64, error: Error) {
+    fn fail(&self, index: u64, error: E) {
         note(&mut lock(&self.queue), index, error);
         self.changed.notify_all();
     }
 }
 
-fn note<Step>(queue: &mut Queue<Step>, index: u64, error: Error) {
+/// Runs `work`; a panic in it is an error like others.
+fn guarded<T, E: From<Error>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    guard(|| Ok(work())).unwrap_or_else(|error| Err(error.into()))
+}
+
+fn note<Step, E>(queue: &mut Queue<Step, E>, index: u64, error: E) {
     if queue.failure.as_ref().is_none_or(|(first, _)| index < *first) {
         queue.failure = Some((index, error));
     }
@@ -172,6 +187,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn crowd(threads: usize) -> Crowd {
+        Crowd {
+            threads,
+            window: 3 * threads,
+        }
+    }
 
     fn count_to(n: u64) -> impl FnMut() -> Result<Option<u64>> {
         let mut next = 0;
@@ -186,7 +208,7 @@ mod tests {
         for threads in [1, 2, 3, 8, 64] {
             let mut placed = Vec::new();
             run(
-                threads,
+                crowd(threads),
                 count_to(500),
                 || Ok(()),
                 |(), n| {
@@ -207,7 +229,7 @@ mod tests {
     fn the_first_failure_in_order_is_the_one_told() {
         for threads in [1, 2, 8] {
             let outcome = run(
-                threads,
+                crowd(threads),
                 count_to(100),
                 || Ok(()),
                 |(), n| {
@@ -226,7 +248,7 @@ mod tests {
     #[test]
     fn a_panic_becomes_an_error_and_nobody_waits_for_ever() {
         let outcome = run(
-            4,
+            crowd(4),
             count_to(100),
             || Ok(()),
             |(), n| {
