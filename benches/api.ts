@@ -1,124 +1,108 @@
 /**
- * Random 4 KiB reads through the API beside `FileHandle.read` of the raw disk with the same bytes, both from the page cache.
- * One process is one sample (thread placement differs from process to process), so this starts several of itself.
+ * Reads through the API beside `FileHandle.read` of the raw disk with the same bytes, and a chain of 64 layers beside one image, all from the
+ * page cache.
  *
- * node --require tsx/cjs benches/api.ts [--quick] [--processes N]
+ * node --require tsx/cjs benches/api.ts [--quick] [--processes N] [--only TEXT]
  */
-import { spawnSync } from 'node:child_process'
 import { randomFillSync } from 'node:crypto'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { type FileHandle, open as openFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { open as openFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { parseArgs } from 'node:util'
-import Benchmark from 'benchmark'
-import { convert, open } from 'qcow2'
-import { spread, table } from './lib/stats.js'
+import { convert, type Disk, open } from 'qcow2'
+import { must } from './lib/process.js'
+import { benchmark, type Cost, cost, inTurn, type Measurement, quick, wanted } from './lib/samples.js'
 
-/** One way of reading at one depth. */
-interface Sample {
-  name: string
-  depth: number
-  /** Reads a second, as Benchmark.js found. */
-  rate: number
-  /** Processor microseconds a read, all threads of the process. */
-  cpu: number
+const MiB = 1024 ** 2
+const BLOCK = 4096
+const SIZE = 256 * MiB
+const LAYERS = 64
+
+const RANDOM = { 1: 4, 16: 2.5, 64: 2 }
+const SEQUENTIAL = { 1: 0.95, 4: 0.85 }
+const rowOf = { random: (depth: string) => `4 KiB random, ${depth} in flight`, sequential: (depth: string) => `1 MiB sequential, ${depth} in flight` }
+const CHAIN = (depth: string) => `chain of 64 beside 1: 4 KiB random, ${depth} in flight`
+const promised = {
+  ...Object.fromEntries(Object.entries(RANDOM).map(([depth, least]) => [rowOf.random(depth), least])),
+  ...Object.fromEntries(Object.entries(SEQUENTIAL).map(([depth, least]) => [rowOf.sequential(depth), least])),
+  ...Object.fromEntries(['1', '16'].map((depth) => [CHAIN(depth), 0.9])),
+}
+
+benchmark(__filename, ['qcow2', 'FileHandle'], promised, prepare, sample)
+
+/** A raw disk of random bytes, an image of it, and a chain of 64 layers that reads the same: each overlay has a 64th of it. */
+async function prepare(folder: string): Promise<void> {
+  const at = (name: string) => join(folder, name)
+  const raw = randomFillSync(Buffer.alloc(SIZE))
+  writeFileSync(at('disk.raw'), raw)
+  await convert(at('disk.raw'), at('disk.qcow2'))
+  await convert(at('disk.raw'), at('layer0.qcow2'))
+  for (let layer = 1; layer < LAYERS; layer += 1) {
+    await must('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', at(`layer${layer - 1}.qcow2`), '-F', 'qcow2', at(`layer${layer}.qcow2`)])
+    const writes: string[] = []
+    for (let index = 0; index < 16; index += 1) {
+      const place = ((index * LAYERS + layer) * SIZE) / (16 * LAYERS)
+      writeFileSync(at(`piece${index}`), raw.subarray(place, place + 4 * 65536))
+      writes.push('-c', `write -q -s ${at(`piece${index}`)} ${place} ${4 * 65536}`)
+    }
+    await must('qemu-io', ['-f', 'qcow2', ...writes, at(`layer${layer}.qcow2`)])
+  }
 }
 
 type Read = (buffer: Uint8Array, position: number) => Promise<unknown>
 
-const { values: options } = parseArgs({
-  options: { quick: { type: 'boolean' }, processes: { type: 'string' }, sample: { type: 'string' } },
-})
-const DEPTHS = [1, 16, 64]
-const BLOCK = 4096
-const SIZE = 256 * 1024 ** 2
-
-const work = options.sample === undefined ? parent() : sample(options.sample)
-work.catch((error: unknown) => {
-  console.error(error)
-  process.exitCode = 1
-})
-
-/** Makes the disks, takes samples in processes of their own, prints the table. */
-async function parent(): Promise<void> {
-  const folder = mkdtempSync(join(tmpdir(), 'qcow2-bench-'))
-  try {
-    const raw = randomFillSync(Buffer.alloc(SIZE))
-    writeFileSync(join(folder, 'disk.raw'), raw)
-    await convert(join(folder, 'disk.raw'), join(folder, 'disk.qcow2'))
-    const processes = Number(options.processes ?? (options.quick ? 2 : 5))
-    const samples: Sample[] = []
-    for (let index = 0; index < processes; index += 1) {
-      const { stdout, stderr, status } = spawnSync(process.execPath, [...process.execArgv, __filename, '--sample', folder], { encoding: 'utf8' })
-      if (status !== 0) throw new Error(stderr)
-      samples.push(...(JSON.parse(stdout) as Sample[]))
-    }
-    console.log(report(samples))
-  } finally {
-    rmSync(folder, { recursive: true, force: true })
-  }
-}
-
-function report(samples: readonly Sample[]): string {
-  const rows = DEPTHS.map((depth) => {
-    const of = (name: string) => samples.filter((one) => one.name === name && one.depth === depth)
-    const [ours, node] = [of('qcow2'), of('FileHandle')]
-    const ratio = spread(ours.map(({ rate }, index) => rate / (node[index]?.rate ?? Number.NaN)))
-    const rate = (list: Sample[]) => `${(spread(list.map((one) => one.rate)).median / 1000).toFixed(0)}k`
-    const cpu = (list: Sample[]) => spread(list.map((one) => one.cpu)).median.toFixed(1)
-    return [`${depth}`, rate(ours), rate(node), ...[ratio.min, ratio.median, ratio.max].map((value) => value.toFixed(2)), cpu(ours), cpu(node)]
-  })
-  const head = ['4 KiB reads in flight', 'disk.read/s', 'FileHandle.read/s', 'times as fast: min', 'median', 'max', 'CPU µs', 'FileHandle CPU µs']
-  return table(head, rows)
-}
-
-async function sample(folder: string): Promise<void> {
+async function sample(folder: string): Promise<Measurement[]> {
   const file = await openFile(join(folder, 'disk.raw'))
-  const disk = await open(join(folder, 'disk.qcow2'))
-  const ways: { name: string; read: Read }[] = [
-    { name: 'qcow2', read: (buffer, position) => disk.read(buffer, { position }) },
-    { name: 'FileHandle', read: (buffer, position) => file.read(buffer, 0, BLOCK, position) },
-  ]
-  await assertEqual(file, ways[0]?.read)
-  const samples: Sample[] = []
-  for (const depth of DEPTHS) for (const { name, read } of ways) samples.push({ name, depth, ...(await rateOf(read, depth)) })
-  await disk.close()
-  await file.close()
-  console.log(JSON.stringify(samples))
-}
+  const [disk, chain] = [await open(join(folder, 'disk.qcow2')), await open(join(folder, `layer${LAYERS - 1}.qcow2`))]
+  const raw = readFileSync(join(folder, 'disk.raw'))
+  await assertEqual(disk, raw)
+  await assertEqual(chain, raw)
+  const all: Measurement[] = []
+  for (const depth of Object.keys(RANDOM)) {
+    const ours = (length: number) => random(length, depth, (buffer, position) => disk.read(buffer, 0, BLOCK, position))
+    const theirs = (length: number) => random(length, depth, (buffer, position) => file.read(buffer, 0, BLOCK, position))
+    await add(
+      rowOf.random(depth),
+      () => ours(200_000),
+      () => theirs(40_000),
+    )
+  }
+  for (const depth of Object.keys(SEQUENTIAL)) {
+    await add(
+      rowOf.sequential(depth),
+      () => sequential(depth, disk),
+      () => sequential(depth, file),
+    )
+  }
+  for (const depth of ['1', '16']) {
+    const of = (disk: Disk) => () => random(200_000, depth, (buffer, position) => disk.read(buffer, 0, BLOCK, position))
+    await add(CHAIN(depth), of(chain), of(disk))
+  }
+  for (const one of [disk, chain, file]) await one.close()
+  return all
 
-/** Equal bytes first; this also warms the page cache and the tables. */
-async function assertEqual(file: FileHandle, read: Read | undefined): Promise<void> {
-  const [ours, theirs] = [new Uint8Array(1024 ** 2), Buffer.alloc(1024 ** 2)]
-  for (let position = 0; position < SIZE; position += ours.length) {
-    await read?.(ours, position)
-    await file.read(theirs, 0, theirs.length, position)
-    if (theirs.compare(ours) !== 0) throw new Error(`different bytes at ${position}`)
+  async function add(row: string, ours: () => Promise<Cost>, theirs: () => Promise<Cost>): Promise<void> {
+    if (wanted(row)) all.push({ row, ...(await inTurn(quick ? 3 : 6, ours, theirs)) })
   }
 }
 
-/** One round is `depth` reads at once. */
-function rateOf(read: Read, depth: number): Promise<{ rate: number; cpu: number }> {
-  const buffers = Array.from({ length: depth }, () => new Uint8Array(BLOCK))
-  const blocks = SIZE / BLOCK
-  let rounds = 0
-  const round = async () => {
-    rounds += 1
-    await Promise.all(buffers.map((buffer) => read(buffer, Math.floor(Math.random() * blocks) * BLOCK)))
+/** Equal bytes first; this also warms the page cache and what is known of the map. */
+async function assertEqual(disk: Disk, raw: Buffer): Promise<void> {
+  const bytes = Buffer.alloc(MiB)
+  for (let position = 0; position < SIZE; position += bytes.length) {
+    await disk.read(bytes, { position })
+    if (bytes.compare(raw, position, position + bytes.length) !== 0) throw new Error(`different bytes at ${position}`)
   }
-  return new Promise((resolve, reject) => {
-    const before = process.cpuUsage()
-    const bench = new Benchmark('reads', {
-      defer: true,
-      maxTime: options.quick ? 0.5 : 2,
-      fn: (deferred: { resolve(): void }) => void round().then(() => deferred.resolve(), reject),
-    })
-    bench.on('complete', () => {
-      const { user, system } = process.cpuUsage(before)
-      resolve({ rate: bench.hz * depth, cpu: (user + system) / (rounds * depth) })
-    })
-    bench.on('error', () => reject(bench.error))
-    bench.run({ async: true })
-  })
+}
+
+function random(count: number, depth: string, read: Read): Promise<Cost> {
+  const buffers = Array.from({ length: Number(depth) }, () => new Uint8Array(BLOCK))
+  return cost(count, Number(depth), (_, lane) => read(buffers[lane] as Uint8Array, Math.floor(Math.random() * (SIZE / BLOCK)) * BLOCK))
+}
+
+function sequential(
+  depth: string,
+  from: { read(buffer: Buffer, offset: number, length: number, position: number): Promise<unknown> },
+): Promise<Cost> {
+  const buffers = Array.from({ length: Number(depth) }, () => Buffer.alloc(MiB))
+  return cost(2000, Number(depth), (turn, lane) => from.read(buffers[lane] as Buffer, 0, MiB, (turn * MiB) % SIZE))
 }

@@ -21,7 +21,7 @@ const MOST: usize = 3;
 /// How often a helper without work looks for more before it sleeps: some 20 to 40 µs. Reads come in rows, and waking a thread takes longer.
 const LOOKS: u32 = 1000;
 /// How often the caller looks whether the last pieces are done before it lets others run.
-const PATIENCE: u32 = 4000;
+const PATIENCE: u32 = 500;
 
 /// What is done to piece number so and so.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
@@ -33,7 +33,7 @@ type Work<'a> = dyn Fn(usize) + Sync + 'a;
 pub(crate) fn share(count: usize, work: &Work<'_>) -> Result<()> {
     let job = Arc::new(Job::new(count, work));
     let posted = count > 1 && CREW.post(&job);
-    job.help();
+    job.work(false);
     if posted {
         CREW.withdraw(&job);
     }
@@ -50,12 +50,17 @@ struct Job {
     /// Borrowed from whoever waits in [`share`]: valid as long as `done` is less than `count`.
     work: *const Work<'static>,
     count: usize,
-    next: AtomicUsize,
+    /// Pieces that were claimed; more, once all were.
+    claimed: AtomicUsize,
+    /// Pieces that the caller took, from the first on, and helpers, from the last on: of a buffer that is used again and again, each thread
+    /// then meets the half that is in its own cache. Both together are never more than `claimed`, so they do not meet.
+    front: AtomicUsize,
+    back: AtomicUsize,
     done: AtomicUsize,
     failed: AtomicBool,
 }
 
-// SAFETY: `work` points to something `Sync`, and is followed only while it is there (see `help`).
+// SAFETY: `work` points to something `Sync`, and is followed only while it is there (see `work`).
 unsafe impl Send for Job {}
 // SAFETY: as above; the rest is atomic.
 unsafe impl Sync for Job {}
@@ -64,22 +69,25 @@ impl Job {
     fn new(count: usize, work: &Work<'_>) -> Self {
         let work: *const Work<'_> = ptr::from_ref(work);
         Self {
-            // SAFETY: only the lifetime is cast away, which nothing of the pointer's layout depends on. `help` says why it is kept all the same.
+            // SAFETY: only the lifetime is cast away, which nothing of the pointer's layout depends on. `work` says why it is kept all the same.
             work: unsafe { mem::transmute::<*const Work<'_>, *const Work<'static>>(work) },
             count,
-            next: AtomicUsize::new(0),
+            claimed: AtomicUsize::new(0),
+            front: AtomicUsize::new(0),
+            back: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
         }
     }
 
     /// Works on pieces until none is left to begin.
-    fn help(&self) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= self.count {
-                return;
-            }
+    fn work(&self, helper: bool) {
+        while self.claimed.fetch_add(1, Ordering::Relaxed) < self.count {
+            let index = if helper {
+                self.count - 1 - self.back.fetch_add(1, Ordering::Relaxed)
+            } else {
+                self.front.fetch_add(1, Ordering::Relaxed)
+            };
             let outcome = guard(|| {
                 // SAFETY: this piece was claimed and is not done, so `done` is less than `count` and `share`, which borrows the work, has not
                 // returned: it waits for every piece, panics included, which `guard` keeps from passing it by.
@@ -167,7 +175,7 @@ impl Crew {
         loop {
             if let Some(job) = state.jobs.last().cloned() {
                 drop(state);
-                job.help();
+                job.work(true);
                 state = self.lock();
                 state.jobs.retain(|other| !Arc::ptr_eq(other, &job));
                 continue;
