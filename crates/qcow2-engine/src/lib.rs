@@ -4,6 +4,7 @@
 //! calls it brings the thread (the boundary crate brings a pool of its own). Nothing here knows JavaScript.
 #![deny(unsafe_code)]
 
+mod buffer;
 mod cache;
 mod cancel;
 mod chain;

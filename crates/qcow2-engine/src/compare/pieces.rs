@@ -4,6 +4,7 @@ use qcow2_format::GuestOffset;
 
 use super::Difference;
 use super::walk::Walk;
+use crate::buffer::Buffer;
 use crate::chain::{Chain, FetchContext};
 use crate::error::{Error, Result};
 use crate::parallel;
@@ -76,17 +77,14 @@ struct Scratch {
 #[derive(Default)]
 struct Reader {
     context: FetchContext,
-    buffer: Vec<u8>,
+    buffer: Buffer,
 }
 
 impl Reader {
     fn fetch(&mut self, chain: &Chain, runs: &[Run], start: GuestOffset, length: usize) -> Result<&[u8]> {
-        if self.buffer.len() < length {
-            self.buffer.resize(length, 0);
-        }
-        let buffer = self.buffer.get_mut(..length).unwrap_or_default();
-        chain.fetch(runs, start, buffer, &mut self.context)?;
-        Ok(buffer)
+        self.buffer.resize(length)?;
+        chain.fetch(runs, start, &mut self.buffer, &mut self.context)?;
+        Ok(&self.buffer)
     }
 }
 

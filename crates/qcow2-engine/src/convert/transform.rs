@@ -8,10 +8,11 @@ use qcow2_format::{GuestOffset, Version};
 
 use super::source::Source;
 use super::{ConvertOptions, codec};
+use crate::buffer::Buffer;
 use crate::chain::FetchContext;
 use crate::error::{Error, Result};
 use crate::layer::Format;
-use crate::sink::{Chunk, Cluster, internal, out_of_memory};
+use crate::sink::{Chunk, Cluster, internal};
 
 /// Holes are looked for at multiples of this.
 const HOLE: usize = 4096;
@@ -87,7 +88,7 @@ impl<'a> Transform<'a> {
             encoder: self.encoder()?,
             context: FetchContext::default(),
             context_below: FetchContext::default(),
-            below: Vec::new(),
+            below: Buffer::default(),
         })
     }
 }
@@ -99,7 +100,7 @@ pub(super) struct Worker<'a> {
     context: FetchContext,
     context_below: FetchContext,
     /// What the target's backing file has.
-    below: Vec<u8>,
+    below: Buffer,
 }
 
 impl Worker<'_> {
@@ -113,14 +114,14 @@ impl Worker<'_> {
         chunk.packed.clear();
         let unit = transform.cluster.unwrap_or(1);
         let wanted = usize::try_from(length).map_err(|_| internal("a chunk is too long"))?;
-        resize(&mut chunk.bytes, wanted.next_multiple_of(unit))?;
+        chunk.bytes.resize(wanted.next_multiple_of(unit))?;
         let (content, padding) = chunk.bytes.split_at_mut(wanted);
         transform.source.read(start.0, content, &mut self.context)?;
         padding.fill(0);
         pieces(content, transform.sparse(), &mut chunk.pieces);
         if let Some(cluster) = transform.cluster {
             if let Some(backing) = &transform.backing {
-                resize(&mut self.below, chunk.bytes.len())?;
+                self.below.resize(chunk.bytes.len())?;
                 backing.read(start.0, &mut self.below, &mut self.context_below)?;
                 // What lies behind the disk's end is of no matter.
                 let (_, padding) = self.below.split_at_mut(wanted);
@@ -247,14 +248,6 @@ fn pieces(bytes: &[u8], sparse: usize, found: &mut Vec<Range<usize>>) {
 fn touched(pieces: &[Range<usize>], range: Range<usize>) -> bool {
     let first = pieces.partition_point(|piece| piece.end <= range.start);
     pieces.get(first).is_some_and(|piece| piece.start < range.end)
-}
-
-fn resize(buffer: &mut Vec<u8>, length: usize) -> Result<()> {
-    if let Some(more) = length.checked_sub(buffer.len()) {
-        buffer.try_reserve_exact(more).map_err(|_| out_of_memory(more as u64))?;
-    }
-    buffer.resize(length, 0);
-    Ok(())
 }
 
 #[cfg(test)]

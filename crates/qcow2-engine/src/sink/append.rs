@@ -6,6 +6,8 @@ use std::sync::Arc;
 use qcow2_codec::is_zero;
 use qcow2_format::HostOffset;
 
+use super::refcounts::internal;
+use crate::buffer::Buffer;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 
@@ -25,7 +27,9 @@ pub(crate) struct Appender {
     storage: Arc<dyn Storage>,
     /// Where `gathered` belongs.
     begin: u64,
-    gathered: Vec<u8>,
+    gathered: Buffer,
+    /// How much of it is there.
+    filled: usize,
     /// Bytes handed in so far, and how many there may be.
     written: u64,
     allowed: Option<u64>,
@@ -39,7 +43,8 @@ impl Appender {
         Self {
             storage,
             begin: 0,
-            gathered: Vec::new(),
+            gathered: Buffer::default(),
+            filled: 0,
             written: 0,
             allowed,
             fresh,
@@ -63,8 +68,8 @@ impl Appender {
                 wanted: self.written,
             });
         }
-        let follows = self.begin.checked_add(self.gathered.len() as u64) == Some(offset.0);
-        if !follows || self.gathered.len().saturating_add(bytes.len()) > GATHER {
+        let follows = self.begin.checked_add(self.filled as u64) == Some(offset.0);
+        if !follows || self.filled.saturating_add(bytes.len()) > GATHER {
             self.flush()?;
         }
         if bytes.len() >= LARGE {
@@ -74,11 +79,15 @@ impl Appender {
         if bytes.is_empty() {
             return Ok(());
         }
-        if self.gathered.is_empty() {
+        if self.filled == 0 {
             self.begin = offset.0;
-            self.gathered.reserve(GATHER);
+            self.gathered.resize(GATHER)?;
         }
-        self.gathered.extend_from_slice(bytes);
+        let end = self.filled.saturating_add(bytes.len());
+        let room = self.gathered.get_mut(self.filled..end);
+        room.ok_or_else(|| internal("a gathered write is too long"))?
+            .copy_from_slice(bytes);
+        self.filled = end;
         Ok(())
     }
 
@@ -113,12 +122,11 @@ impl Appender {
 
     /// Hands everything gathered to the storage.
     pub(crate) fn flush(&mut self) -> Result<()> {
-        if self.gathered.is_empty() {
-            return Ok(());
+        let filled = std::mem::take(&mut self.filled);
+        match self.gathered.get(..filled) {
+            Some(bytes) if filled > 0 => self.write_now(self.begin, bytes),
+            _ => Ok(()),
         }
-        let result = self.write_now(self.begin, &self.gathered);
-        self.gathered.clear();
-        result
     }
 
     fn write_now(&self, begin: u64, bytes: &[u8]) -> Result<()> {

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use qcow2_format::GuestOffset;
 
+use crate::buffer::Buffer;
 use crate::error::Result;
 
 pub(crate) use qcow2::{ImageLayout, Qcow2Sink, encode_header};
@@ -55,14 +56,14 @@ pub(crate) enum Cluster {
 }
 
 /// A part of the guest's content, ready to be placed. It begins at a cluster of the target.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Chunk {
     /// Where it begins.
     pub(crate) start: GuestOffset,
     /// Bytes of guest content: whole clusters, but at the end of the disk.
     pub(crate) length: u64,
     /// The content, followed by zeros up to a whole cluster.
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Buffer,
     /// The parts of `bytes` that have to be written where the file is known to read as zeros: everything else is zeros.
     pub(crate) pieces: Vec<Range<usize>>,
     /// For qcow2: one for each cluster.
