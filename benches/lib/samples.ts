@@ -53,28 +53,7 @@ export function benchmark(
   prepare: (folder: string) => Promise<void>,
   sample: (folder: string) => Promise<Measurement[]>,
 ): void {
-  const work = options.sample === undefined ? parent() : sample(options.sample).then((all) => console.log(JSON.stringify(all)))
-  work.catch((error: unknown) => {
-    console.error(error)
-    process.exitCode = 1
-  })
-
-  async function parent(): Promise<void> {
-    const folder = mkdtempSync(join(process.env.QCOW2_BENCH_FOLDER ?? tmpdir(), 'qcow2-bench-'))
-    try {
-      await prepare(folder)
-      const all: Measurement[] = []
-      const again = [...process.execArgv, file, ...process.argv.slice(2), '--sample', folder]
-      for (let count = Number(options.processes ?? (quick ? 3 : 7)); count > 0; count -= 1) {
-        const { stdout, stderr, status } = spawnSync(process.execPath, again, { encoding: 'utf8', maxBuffer: 2 ** 26 })
-        if (status !== 0) throw new Error(stderr)
-        all.push(...(JSON.parse(stdout) as Measurement[]))
-      }
-      console.log(report(all))
-    } finally {
-      rmSync(folder, { recursive: true, force: true })
-    }
-  }
+  inProcesses(file, prepare, sample, (samples) => console.log(report(samples.flat())))
 
   function report(all: readonly Measurement[]): string {
     const rows = [...new Set(all.map(({ row }) => row))].map((row) => {
@@ -89,6 +68,56 @@ export function benchmark(
     const head = ['at least', 'times as fast: min', 'median', 'max', `${ours}/s`, `${theirs}/s`, `${ours} CPU µs`, `${theirs} CPU µs`]
     return table([`${samplesText(all)}`, ...head], rows)
   }
+}
+
+/**
+ * A benchmark of single numbers, each of which has an upper bound. Otherwise as {@link benchmark}.
+ *
+ * @param most - what is promised at most, by row
+ */
+export function bounds(
+  file: string,
+  most: Promised,
+  prepare: (folder: string) => Promise<void>,
+  sample: (folder: string) => Promise<Record<string, number>>,
+): void {
+  inProcesses(file, prepare, sample, (samples) => {
+    const rows = Object.keys(samples[0] ?? {}).map((row) => {
+      const { min, median, max } = spread(samples.map((one) => one[row] ?? Number.NaN))
+      return [row, `${most[row] ?? ''}`, ...[min, median, max].map((value) => value.toFixed(2))]
+    })
+    console.log(table([`${samples.length} processes`, 'at most', 'min', 'median', 'max'], rows))
+  })
+}
+
+/** Prepares once, then takes samples in processes of their own; in one of those, takes the sample. */
+function inProcesses<T>(
+  file: string,
+  prepare: (folder: string) => Promise<void>,
+  sample: (folder: string) => Promise<T>,
+  done: (samples: T[]) => void,
+): void {
+  const parent = async () => {
+    const folder = mkdtempSync(join(process.env.QCOW2_BENCH_FOLDER ?? tmpdir(), 'qcow2-bench-'))
+    try {
+      await prepare(folder)
+      const samples: T[] = []
+      const again = [...process.execArgv, file, ...process.argv.slice(2), '--sample', folder]
+      for (let count = Number(options.processes ?? (quick ? 3 : 7)); count > 0; count -= 1) {
+        const { stdout, stderr, status } = spawnSync(process.execPath, again, { encoding: 'utf8', maxBuffer: 2 ** 26 })
+        if (status !== 0) throw new Error(stderr)
+        samples.push(JSON.parse(stdout) as T)
+      }
+      done(samples)
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
+  }
+  const work = options.sample === undefined ? parent() : sample(options.sample).then((one) => console.log(JSON.stringify(one)))
+  work.catch((error: unknown) => {
+    console.error(error)
+    process.exitCode = 1
+  })
 }
 
 function samplesText(all: readonly Measurement[]): string {
