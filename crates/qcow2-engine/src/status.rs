@@ -79,7 +79,7 @@ impl Chain {
     ) -> Result<Vec<Status>> {
         let mut walk = StatusWalk {
             chain: self,
-            walk: Walk::new(self, start, length),
+            walk: Walk::passing(self, start, length),
             rest: None,
             extent: None,
         };

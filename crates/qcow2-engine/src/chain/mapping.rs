@@ -12,6 +12,8 @@ use crate::layer::{Image, Layer};
 const PIECE: u64 = 64 << 10;
 /// Every bit of an L2 word but COPIED, which does not matter to a reader.
 const NOT_COPIED: u64 = !(1 << 63);
+/// Entries that are compared at a time.
+const GROUP: usize = 16;
 /// The first host offset that is too large.
 const OFFSET_END: u64 = 1 << 56;
 
@@ -44,7 +46,22 @@ pub(crate) struct View {
 
 /// The table piece that the last lookup in a view used.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Cursor(Option<(HostOffset, Piece)>);
+pub(crate) struct Cursor {
+    last: Option<(HostOffset, Piece)>,
+    /// Whoever looks passes by: pieces behind the first go through one buffer and are not kept. The first is, for a walk that goes on where
+    /// another one ended.
+    passing: bool,
+}
+
+impl Cursor {
+    /// A cursor of a walk through more tables than anybody will want again.
+    pub(crate) fn passing() -> Self {
+        Self {
+            passing: true,
+            ..Self::default()
+        }
+    }
+}
 
 impl View {
     /// Whether the image's clusters were reserved before they were written. Looked up once, unless that fails.
@@ -146,22 +163,29 @@ impl View {
         cache: &TableCache,
         cursor: &mut Cursor,
     ) -> Result<Piece> {
-        if let Some((offset, piece)) = &cursor.0
+        if let Some((offset, piece)) = &cursor.last
             && *offset == piece_offset
         {
             return Ok(piece.clone());
         }
-        let piece = cache.get_or_load((self.depth, piece_offset), || {
-            self.load(image, l2_offset, piece_offset).map(Piece::from)
-        })?;
-        cursor.0 = Some((piece_offset, piece.clone()));
+        let key = (self.depth, piece_offset);
+        let before = cursor.last.take().filter(|_| cursor.passing);
+        let kept = before.as_ref().and_then(|_| cache.try_get(key));
+        let piece = match (kept, before) {
+            (Some(kept), _) => kept,
+            (None, Some((_, before))) => self.load(image, l2_offset, piece_offset, before)?,
+            (None, None) => cache.get_or_load(key, || self.load(image, l2_offset, piece_offset, Piece::default()))?,
+        };
+        cursor.last = Some((piece_offset, piece.clone()));
         Ok(piece)
     }
 
-    /// A table that passes the end of the file is an error as a whole, whichever piece of it is wanted.
-    fn load(&self, image: &Image, l2_offset: HostOffset, piece_offset: HostOffset) -> Result<Vec<u8>> {
+    /// Reads a piece, in the place of `before` if nobody else has that. A table that passes the end of the file is an error as a whole, whichever
+    /// piece of it is wanted.
+    fn load(&self, image: &Image, l2_offset: HostOffset, piece_offset: HostOffset, before: Piece) -> Result<Piece> {
         let cluster_size = image.header.geometry.cluster_size();
         let storage = &**self.layer.storage();
+        let length = || storage.length().map_err(Error::io("stat", storage));
         let truncated = |file_length| Error::Truncated {
             path: self.layer.path(),
             table: Table::L2,
@@ -169,18 +193,26 @@ impl View {
             length: cluster_size,
             file_length,
         };
-        let length = storage.length().map_err(Error::io("stat", storage))?;
-        if l2_offset.checked_add(cluster_size).is_none_or(|end| end.0 > length) {
-            return Err(truncated(length));
+        let wanted = usize::try_from(cluster_size.min(PIECE)).unwrap_or(0);
+        // Of a table that is one piece, the read tells.
+        if cluster_size > PIECE {
+            let length = length()?;
+            if l2_offset.checked_add(cluster_size).is_none_or(|end| end.0 > length) {
+                return Err(truncated(length));
+            }
         }
-        let mut bytes = vec![0; usize::try_from(cluster_size.min(PIECE)).unwrap_or(0)];
+        let mut piece = before;
+        if piece.len() != wanted || Arc::get_mut(&mut piece).is_none() {
+            piece = std::iter::repeat_n(0, wanted).collect();
+        }
+        let bytes = Arc::get_mut(&mut piece).unwrap_or_default();
         let filled = storage
-            .read_at(piece_offset, &mut bytes)
+            .read_at(piece_offset, bytes)
             .map_err(Error::io("read", storage))?;
-        if filled < bytes.len() {
-            return Err(truncated(piece_offset.0.saturating_add(filled as u64)));
+        if filled < wanted {
+            return Err(truncated(length()?.min(piece_offset.0.saturating_add(filled as u64))));
         }
-        Ok(bytes)
+        Ok(piece)
     }
 
     fn l1_place(&self, image: &Image, index: u64) -> HostOffset {
@@ -283,19 +315,32 @@ impl Scan<'_> {
             .checked_div(step)
             .map_or(u64::MAX, |n| n.saturating_sub(1));
         let wanted = wanted.min(usize::try_from(room).unwrap_or(usize::MAX));
-        let mut expected = entry.word & mask;
-        let mut next = |word: &[u8; 8]| {
-            expected = expected.wrapping_add(step);
-            u64::from_be_bytes(*word) & mask == expected
-        };
+        let next = |index: usize| (entry.word & mask).wrapping_add(step.wrapping_mul(index as u64 + 1));
+        let differs = |word: &[u8; 8], index: usize| (u64::from_be_bytes(*word) & mask) ^ next(index);
         if self.image.rules.geometry.extended_l2() {
             let rest = self.words().get((first + 1) * 2..).unwrap_or_default();
             let (pairs, _) = rest.as_chunks::<2>();
-            let same = |[word, bits]: &&[[u8; 8]; 2]| next(word) && u64::from_be_bytes(*bits) == entry.subclusters;
-            return pairs.iter().take(wanted).take_while(same).count() as u64;
+            let same = |(index, [word, bits]): &(usize, &[[u8; 8]; 2])| {
+                differs(word, *index) == 0 && u64::from_be_bytes(*bits) == entry.subclusters
+            };
+            return pairs.iter().take(wanted).enumerate().take_while(same).count() as u64;
         }
         let rest = self.words().get(first + 1..).unwrap_or_default();
-        rest.iter().take(wanted).take_while(|word| next(word)).count() as u64
+        let rest = rest.get(..wanted).unwrap_or(rest);
+        // Long rows first, many entries to a question; then one by one up to the one that is different.
+        let (groups, _) = rest.as_chunks::<GROUP>();
+        let same = |(number, group): &(usize, &[[u8; 8]; GROUP])| {
+            let mut expected = next(*number * GROUP);
+            let mut differs = 0;
+            for word in *group {
+                differs |= (u64::from_be_bytes(*word) & mask) ^ expected;
+                expected = expected.wrapping_add(step);
+            }
+            differs == 0
+        };
+        let alike = groups.iter().enumerate().take_while(same).count() * GROUP;
+        let rest = rest.iter().enumerate().skip(alike);
+        alike as u64 + rest.take_while(|(index, word)| differs(word, *index) == 0).count() as u64
     }
 
     /// The answer of the subcluster at `within`, and the bytes from there to the end of the last subcluster in a row that has it too.

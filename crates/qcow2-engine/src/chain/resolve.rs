@@ -46,6 +46,15 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// The same, passing by: of the tables that it goes through, only those it begins in are kept.
+    pub(crate) fn passing(chain: &'a Chain, start: GuestOffset, length: u64) -> Self {
+        let mut walk = Self::new(chain, start, length);
+        for level in &mut walk.levels {
+            level.cursor = Cursor::passing();
+        }
+        walk
+    }
+
     /// The next piece.
     ///
     /// # Errors
