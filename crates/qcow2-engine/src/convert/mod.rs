@@ -127,11 +127,12 @@ pub fn convert(
         4096
     };
     let scanner = Scanner {
+        // No cluster is decompressed for two chunks.
+        chunk: CHUNK.max(cluster).max(source.largest_cluster()),
         source,
         backing,
         size,
         cluster,
-        chunk: CHUNK.max(cluster),
         says_zero: create.version == Version::V3,
         stores_zeros: options.sparse_size == 0,
     };

@@ -57,6 +57,12 @@ impl Source {
         self.size
     }
 
+    /// Bytes of the largest cluster of all layers; 1 if there are only raw ones.
+    pub(super) fn largest_cluster(&self) -> u64 {
+        let layers = self.parts.iter().flat_map(|(chain, _)| chain.layers());
+        layers.filter_map(|layer| layer.cluster_size()).fold(1, u64::max)
+    }
+
     /// Fills `buffer` with what is at `offset`.
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8], context: &mut FetchContext) -> Result<()> {
         let there = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);

@@ -16,6 +16,8 @@ use crate::sink::{Chunk, Cluster, internal};
 
 /// Holes are looked for at multiples of this.
 const HOLE: usize = 4096;
+/// What was read in one go is still in the processor's own cache when zeros are looked for in it.
+const STEP: u64 = 256 << 10;
 
 /// What workers share.
 pub(super) struct Transform<'a> {
@@ -25,6 +27,8 @@ pub(super) struct Transform<'a> {
     /// Cluster size of the target in bytes; none for raw.
     cluster: Option<usize>,
     says_zero: bool,
+    /// Bytes that are looked at as soon as they were read. Not part of a cluster of the source.
+    step: usize,
     /// Clusters are stored by subclusters.
     subclusters: bool,
     spare: std::sync::Arc<Spare>,
@@ -50,7 +54,9 @@ impl<'a> Transform<'a> {
     pub(super) fn new(source: Source, backing: Option<Source>, options: &'a ConvertOptions) -> Result<Self> {
         let create = &options.create;
         let qcow2 = create.format == Format::Qcow2;
+        let step = source.largest_cluster().max(STEP);
         let transform = Self {
+            step: usize::try_from(step).unwrap_or(usize::MAX),
             source,
             backing,
             options,
@@ -116,9 +122,18 @@ impl Worker<'_> {
         let wanted = usize::try_from(length).map_err(|_| internal("a chunk is too long"))?;
         chunk.bytes.resize(wanted.next_multiple_of(unit))?;
         let (content, padding) = chunk.bytes.split_at_mut(wanted);
-        transform.source.read(start.0, content, &mut self.context)?;
         padding.fill(0);
-        pieces(content, transform.sparse(), &mut chunk.pieces);
+        let mut pieces = Pieces::new(transform.sparse(), &mut chunk.pieces);
+        let mut filled = 0;
+        while filled < wanted {
+            let end = filled.saturating_add(transform.step).min(wanted);
+            let part = content.get_mut(filled..end).unwrap_or_default();
+            transform
+                .source
+                .read(start.0 + filled as u64, part, &mut self.context)?;
+            filled = end;
+            pieces.look(content.get(..filled).unwrap_or_default(), filled == wanted);
+        }
         if let Some(cluster) = transform.cluster {
             if let Some(backing) = &transform.backing {
                 self.below.resize(chunk.bytes.len())?;
@@ -214,33 +229,48 @@ fn compress(encoder: &mut Encoder, content: &[u8], packed: &mut Vec<u8>) -> Resu
     Ok(Some(Cluster::Compressed(begin..packed.len())))
 }
 
-/// The parts of `bytes` between zero areas of at least `sparse` bytes (or of all of it). With 0: all of it.
-fn pieces(bytes: &[u8], sparse: usize, found: &mut Vec<Range<usize>>) {
-    found.clear();
-    if bytes.is_empty() {
-        return;
+/// Finds the parts of a chunk between zero areas of at least `sparse` bytes (or of all of it), while the chunk is being read. With 0: all of it.
+struct Pieces<'a> {
+    sparse: usize,
+    found: &'a mut Vec<Range<usize>>,
+    at: usize,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(sparse: usize, found: &'a mut Vec<Range<usize>>) -> Self {
+        found.clear();
+        Self { sparse, found, at: 0 }
     }
-    if sparse == 0 {
-        found.push(0..bytes.len());
-        return;
-    }
-    let unit = HOLE.min(sparse);
-    let mut at = 0;
-    for part in bytes.chunks(unit) {
-        let end = at + part.len();
-        if !is_zero(part) {
-            match found.last_mut() {
-                Some(last) if at - last.end < sparse => last.end = end,
-                None if at < sparse => found.push(0..end),
-                _ => found.push(at..end),
+
+    /// Looks on in `bytes`, the chunk as far as it is read; `whole`: that is all of it.
+    fn look(&mut self, bytes: &[u8], whole: bool) {
+        let unit = HOLE.min(self.sparse);
+        if unit == 0 {
+            if whole && !bytes.is_empty() {
+                self.found.push(0..bytes.len());
             }
+            return;
         }
-        at = end;
-    }
-    if let Some(last) = found.last_mut()
-        && at - last.end < sparse.min(HOLE)
-    {
-        last.end = at;
+        for part in bytes.get(self.at..).unwrap_or_default().chunks(unit) {
+            if part.len() < unit && !whole {
+                return;
+            }
+            let (at, end) = (self.at, self.at + part.len());
+            if !is_zero(part) {
+                match self.found.last_mut() {
+                    Some(last) if at - last.end < self.sparse => last.end = end,
+                    None if at < self.sparse => self.found.push(0..end),
+                    _ => self.found.push(at..end),
+                }
+            }
+            self.at = end;
+        }
+        if whole
+            && let Some(last) = self.found.last_mut()
+            && self.at - last.end < unit
+        {
+            last.end = self.at;
+        }
     }
 }
 
@@ -256,7 +286,17 @@ mod tests {
 
     fn found(bytes: &[u8], sparse: usize) -> Vec<Range<usize>> {
         let mut out = Vec::new();
-        pieces(bytes, sparse, &mut out);
+        Pieces::new(sparse, &mut out).look(bytes, true);
+        // It does not matter how the chunk arrives.
+        for step in [512, 5000, 16384] {
+            let mut again = Vec::new();
+            let mut pieces = Pieces::new(sparse, &mut again);
+            for end in (step..bytes.len()).step_by(step) {
+                pieces.look(&bytes[..end], false);
+            }
+            pieces.look(bytes, true);
+            assert_eq!(again, out, "in steps of {step}");
+        }
         out
     }
 
@@ -269,6 +309,12 @@ mod tests {
         assert_eq!(found(&bytes, 16384), [16384..20480, 36864..40960]);
         assert_eq!(found(&bytes, 20480), vec![0..40960], "shorter areas are data");
         assert_eq!(found(&bytes, 0), vec![0..65536]);
+        assert_eq!(found(&bytes, 1536), [19968..21504, 39936..41472]);
+        assert_eq!(
+            found(&bytes[..20_481], 4096),
+            vec![16384..20481],
+            "a short end is no hole"
+        );
         assert_eq!(found(&[0; 8192], 4096), []);
         assert_eq!(found(&[0; 8192], 65536), [], "all zeros are zeros whatever the length");
     }
