@@ -6,11 +6,13 @@ use qcow2_format::GuestOffset;
 
 use crate::chain::{Chain, FetchContext};
 use crate::error::Result;
+use crate::run::Run;
 use crate::sink::internal;
 use crate::status::Status;
 use crate::storage::Identity;
+use crate::ticket::Ticket;
 
-/// Runs that are fetched at a time.
+/// Runs that are asked for at a time.
 const RUNS: usize = 1024;
 
 /// See the module.
@@ -63,28 +65,31 @@ impl Source {
         layers.filter_map(|layer| layer.cluster_size()).fold(1, u64::max)
     }
 
-    /// Fills `buffer` with what is at `offset`.
-    pub(super) fn read(&self, offset: u64, buffer: &mut [u8], context: &mut FetchContext) -> Result<()> {
-        let there = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let (mut buffer, zeros) = buffer.split_at_mut(there.min(buffer.len()));
-        zeros.fill(0);
-        let mut at = self.begin.saturating_add(offset);
-        if self.parts.len() > 1 {
-            context.forget();
-        }
-        while !buffer.is_empty() {
+    /// Where `length` bytes from `offset` on stand, to be fetched in as many steps as one likes.
+    pub(super) fn resolve(&self, offset: u64, length: u64) -> Result<Resolved<'_>> {
+        let mut parts = Vec::new();
+        let there = length.min(self.size.saturating_sub(offset));
+        let mut done = 0;
+        while done < there {
+            let at = self.begin.saturating_add(offset).saturating_add(done);
             let (chain, begin, end) = self.part(at)?;
-            let length = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
-            let (here, rest) = buffer.split_at_mut(length);
-            fetch(chain, GuestOffset(at - begin), here, context)?;
-            buffer = rest;
-            at += length as u64;
-            if !buffer.is_empty() {
-                // What it keeps is of one chain.
-                context.forget();
-            }
+            let length = (end - at).min(there - done);
+            let start = GuestOffset(at - begin);
+            let ticket = chain.ticket();
+            parts.push(Part {
+                offset: offset + done,
+                end: offset + done + length,
+                chain,
+                start,
+                runs: runs(chain, start, length)?,
+                _ticket: ticket,
+            });
+            done += length;
         }
-        Ok(())
+        Ok(Resolved {
+            parts,
+            alone: self.parts.len() == 1,
+        })
     }
 
     /// Some of the stretches from `offset` on, in order.
@@ -121,23 +126,66 @@ impl Source {
     }
 }
 
-/// Reads a range that lies inside the disk, on this thread alone.
-fn fetch(chain: &Chain, start: GuestOffset, mut buffer: &mut [u8], context: &mut FetchContext) -> Result<()> {
-    let _ticket = chain.ticket();
-    let mut at = start;
-    while !buffer.is_empty() {
-        let runs = chain.resolve(at, buffer.len() as u64, RUNS)?;
-        let length: u64 = runs.iter().map(|run| run.length).sum();
-        let length = usize::try_from(length).unwrap_or(usize::MAX).min(buffer.len());
-        if length == 0 {
+/// A range of a source whose mapping is known.
+#[derive(Debug)]
+pub(super) struct Resolved<'a> {
+    parts: Vec<Part<'a>>,
+    /// The source is one chain.
+    alone: bool,
+}
+
+/// What of it one chain has.
+#[derive(Debug)]
+struct Part<'a> {
+    /// Begin and end in the source.
+    offset: u64,
+    end: u64,
+    chain: &'a Chain,
+    /// The begin in the chain.
+    start: GuestOffset,
+    runs: Vec<Run>,
+    _ticket: Ticket<'a>,
+}
+
+impl Resolved<'_> {
+    /// Fills `buffer` with what is at `offset`, on this thread alone. What no chain has is zeros.
+    pub(super) fn fetch(&self, offset: u64, buffer: &mut [u8], context: &mut FetchContext) -> Result<()> {
+        let (mut at, mut rest) = (offset, buffer);
+        for part in &self.parts {
+            if rest.is_empty() || at < part.offset || at >= part.end {
+                continue;
+            }
+            let length = usize::try_from(part.end - at).unwrap_or(usize::MAX).min(rest.len());
+            let (here, later) = rest.split_at_mut(length);
+            if !self.alone {
+                // What it keeps is of one chain.
+                context.forget();
+            }
+            let start = GuestOffset(part.start.0 + (at - part.offset));
+            part.chain.fetch(&part.runs, start, here, context)?;
+            at += length as u64;
+            rest = later;
+        }
+        rest.fill(0);
+        Ok(())
+    }
+}
+
+/// The runs of a range that lies inside the disk.
+fn runs(chain: &Chain, start: GuestOffset, length: u64) -> Result<Vec<Run>> {
+    let mut runs: Vec<Run> = Vec::new();
+    let end = start.0.saturating_add(length);
+    loop {
+        let at = runs.last().map_or(start, Run::end);
+        if at.0 >= end {
+            return Ok(runs);
+        }
+        let more = chain.resolve(at, end - at.0, RUNS)?;
+        if more.is_empty() {
             return Err(internal("a source ends early"));
         }
-        let (here, rest) = buffer.split_at_mut(length);
-        chain.fetch(&runs, at, here, context)?;
-        buffer = rest;
-        at = GuestOffset(at.0 + length as u64);
+        runs.extend(more);
     }
-    Ok(())
 }
 
 /// Where the bytes of a range stand as they are.

@@ -124,20 +124,20 @@ impl Worker<'_> {
         let (content, padding) = chunk.bytes.split_at_mut(wanted);
         padding.fill(0);
         let mut pieces = Pieces::new(transform.sparse(), &mut chunk.pieces);
+        let resolved = transform.source.resolve(start.0, length)?;
         let mut filled = 0;
         while filled < wanted {
             let end = filled.saturating_add(transform.step).min(wanted);
             let part = content.get_mut(filled..end).unwrap_or_default();
-            transform
-                .source
-                .read(start.0 + filled as u64, part, &mut self.context)?;
+            resolved.fetch(start.0 + filled as u64, part, &mut self.context)?;
             filled = end;
             pieces.look(content.get(..filled).unwrap_or_default(), filled == wanted);
         }
         if let Some(cluster) = transform.cluster {
             if let Some(backing) = &transform.backing {
                 self.below.resize(chunk.bytes.len())?;
-                backing.read(start.0, &mut self.below, &mut self.context_below)?;
+                let resolved = backing.resolve(start.0, self.below.len() as u64)?;
+                resolved.fetch(start.0, &mut self.below, &mut self.context_below)?;
                 // What lies behind the disk's end is of no matter.
                 let (_, padding) = self.below.split_at_mut(wanted);
                 padding.fill(0);
