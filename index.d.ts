@@ -257,6 +257,12 @@ export interface FindingFacts {
 /** A number that stands for an opened thing. Never used twice in an environment. */
 export type Handle = number
 
+/**
+ * Lets completions gather instead of calling `onComplete`, or calls it again, at once if there are any. A call that is on its way already
+ * still comes.
+ */
+export declare function hold(held: boolean): void
+
 /** What makes two files the same. */
 export interface IdentityFacts {
   /** The device it is on. */

@@ -842,6 +842,7 @@ module.exports.close = nativeBinding.close
 module.exports.compare = nativeBinding.compare
 module.exports.convert = nativeBinding.convert
 module.exports.create = nativeBinding.create
+module.exports.hold = nativeBinding.hold
 module.exports.injectPanic = nativeBinding.injectPanic
 module.exports.map = nativeBinding.map
 module.exports.measure = nativeBinding.measure

@@ -7,6 +7,7 @@ import { dirname } from 'node:path'
 import type { Addon, Handle } from './boundary.js'
 import { cancelled, type ErrorData, fromNative, Qcow2Error } from './errors.js'
 import { loadOrExplain } from './load.js'
+import { isSpent, nextTurn, spend } from './turn.js'
 import type { Progress } from './types.js'
 
 /** What a caller may do with a call under way. */
@@ -22,6 +23,7 @@ type Generated = typeof import('../index.js')
 interface RawAddon extends Addon {
   start(onComplete: (triples: Float64Array, values: unknown[]) => void): void
   cancel(id: number): void
+  hold(held: boolean): void
   shutdown(milliseconds: number): void
 }
 
@@ -40,11 +42,9 @@ const PROGRESS = 3
 /** How long the end of the process waits for jobs to remove what they had half-made. */
 const SHUTDOWN_MILLISECONDS = 3000
 
-/** One read of the core sets aside as much memory as it reads; longer ones are cut. */
-const LARGEST_READ = 8 * 1024 * 1024
-
 const openCalls = new Map<number, OpenCall>()
 let lastCall = 0
+let held = false
 let started: RawAddon | undefined
 
 /** The addon, for the calls that answer at once. */
@@ -77,7 +77,7 @@ export async function call<T>(begin: (addon: Addon, id: number) => void, control
 }
 
 /**
- * Reads from a chain into `target` on the pool's threads.
+ * Reads from a chain into `target` on the pool's threads. As much memory is set aside meanwhile.
  *
  * @param position - guest offset in bytes
  * @param done - how many of the `length` bytes are there already
@@ -92,24 +92,10 @@ export async function readInPool(
   done: number,
 ): Promise<number> {
   const native = start()
+  const [low, high] = words(position, done)
   try {
-    do {
-      const piece = Math.min(length - done, LARGEST_READ)
-      const [low, high] = words(position, done)
-      const id = ++lastCall
-      const count = await new Promise<unknown>((resolve, reject) => {
-        openCalls.set(id, { resolve, reject })
-        try {
-          native.read(id, chain, target, offset + done, piece, low, high)
-        } catch (error) {
-          openCalls.delete(id)
-          reject(error)
-        }
-      })
-      done += count as number
-      if ((count as number) < piece) break
-    } while (done < length)
-    return done
+    const count = await answer(native, ++lastCall, (native, id) => native.read(id, chain, target, offset + done, length - done, low, high))
+    return done + (count as number)
   } catch (failure) {
     throw asError(failure)
   }
@@ -169,7 +155,7 @@ function start(): RawAddon {
   return started
 }
 
-function answer(native: RawAddon, id: number, begin: (addon: Addon, id: number) => void, onProgress: OpenCall['onProgress']): Promise<unknown> {
+function answer(native: RawAddon, id: number, begin: (addon: Addon, id: number) => void, onProgress?: OpenCall['onProgress']): Promise<unknown> {
   return new Promise((resolve, reject) => {
     openCalls.set(id, { resolve, reject, onProgress })
     try {
@@ -183,6 +169,7 @@ function answer(native: RawAddon, id: number, begin: (addon: Addon, id: number) 
 
 /** Called by the addon with everything that was done since the last time. */
 function deliver(triples: Float64Array, values: unknown[]): void {
+  let copied = 0
   for (let at = 0; at < triples.length; at += 3) {
     const id = triples[at] as number
     const status = triples[at + 1]
@@ -194,10 +181,27 @@ function deliver(triples: Float64Array, values: unknown[]): void {
       continue
     }
     openCalls.delete(id)
-    if (status === NUMBER) open.resolve(value)
-    else if (status === VALUE) open.resolve(values[value])
-    else if (status === ERROR) open.reject(new Failure(values[value] as ErrorData))
+    if (status === NUMBER) {
+      // Of a read, which most are, the bytes that were copied for it.
+      copied += value
+      open.resolve(value)
+    }
+    if (status === VALUE) open.resolve(values[value])
+    if (status === ERROR) open.reject(new Failure(values[value] as ErrorData))
   }
+  spend(triples.length / 3, copied)
+  if (isSpent()) hold()
+}
+
+/** Lets completions gather until the next turn: the system hands them over for as long as there are more, and their callers make more. */
+function hold(): void {
+  if (held) return
+  held = true
+  start().hold(true)
+  nextTurn().then(() => {
+    held = false
+    start().hold(false)
+  })
 }
 
 /** A listener that throws must not cost the other calls of the batch their answers: it becomes an uncaught exception of its own. */

@@ -10,7 +10,8 @@
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::{mem, ptr, thread};
+use std::thread::{self, Thread};
+use std::{mem, ptr};
 
 use crate::error::{Error, Result};
 use crate::panics::guard;
@@ -20,7 +21,7 @@ use crate::parallel;
 const MOST: usize = 3;
 /// How often a helper without work looks for more before it sleeps: some 20 to 40 µs. Reads come in rows, and waking a thread takes longer.
 const LOOKS: u32 = 1000;
-/// How often the caller looks whether the last pieces are done before it lets others run.
+/// How often the caller looks whether the last pieces are done before it sleeps: whoever has one of them may have lost its processor.
 const PATIENCE: u32 = 500;
 
 /// What is done to piece number so and so.
@@ -58,6 +59,7 @@ struct Job {
     back: AtomicUsize,
     done: AtomicUsize,
     failed: AtomicBool,
+    caller: Thread,
 }
 
 // SAFETY: `work` points to something `Sync`, and is followed only while it is there (see `work`).
@@ -77,6 +79,7 @@ impl Job {
             back: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
+            caller: thread::current(),
         }
     }
 
@@ -97,8 +100,11 @@ impl Job {
             if outcome.is_err() {
                 self.failed.store(true, Ordering::Relaxed);
             }
-            // The last access: what the piece has written is seen by who sees this.
-            self.done.fetch_add(1, Ordering::Release);
+            // What the piece has written is seen by who sees this, and the work may be gone from here on.
+            let done = self.done.fetch_add(1, Ordering::AcqRel) + 1;
+            if helper && done == self.count {
+                self.caller.unpark();
+            }
         }
     }
 
@@ -109,7 +115,7 @@ impl Job {
                 looks += 1;
                 spin_loop();
             } else {
-                thread::yield_now();
+                thread::park();
             }
         }
     }

@@ -36,6 +36,14 @@ pub fn close(env: Env, id: CallId, handle: Handle) -> Result<()> {
     })
 }
 
+/// Lets completions gather instead of calling `onComplete`, or calls it again, at once if there are any. A call that is on its way already
+/// still comes.
+#[napi(catch_unwind)]
+pub fn hold(env: Env, held: bool) -> Result<()> {
+    Instance::of(&env)?.outbox.hold(held);
+    Ok(())
+}
+
 /// For the end of the process: stops every call and waits, at most so many milliseconds, until what was half-made is removed.
 /// Nothing completes after it.
 #[napi(catch_unwind)]

@@ -83,6 +83,8 @@ struct State {
     done: Vec<Done>,
     /// Pieces of work that threads are at.
     running: usize,
+    /// JavaScript does not want to be rung for now.
+    held: bool,
     /// The environment ends: nothing new begins, and nobody takes what is done.
     closed: bool,
 }
@@ -96,9 +98,27 @@ impl Outbox {
                 return;
             }
             state.done.push(done);
-            state.done.len() == 1
+            state.done.len() == 1 && !state.held
         };
-        if first && let Some(notify) = self.notify.get() {
+        if first {
+            self.ring();
+        }
+    }
+
+    /// Rings no more, or again, and then for what was left meanwhile.
+    pub(crate) fn hold(&self, held: bool) {
+        let waiting = {
+            let mut state = self.lock();
+            state.held = held;
+            !held && !state.done.is_empty()
+        };
+        if waiting {
+            self.ring();
+        }
+    }
+
+    fn ring(&self) {
+        if let Some(notify) = self.notify.get() {
             // It can only refuse because the environment ends, and then nobody waits.
             let _ = notify.call((), ThreadsafeFunctionCallMode::NonBlocking);
         }

@@ -1,0 +1,33 @@
+/**
+ * What one turn of the event loop may do on this thread for reads, before timers and sockets have theirs.
+ */
+
+/** What a read costs beside its bytes, in bytes that could be copied meanwhile. */
+const CALL = 10 * 1024
+/** What a turn may spend: some 250 µs. Counted and not measured, because a clock would cost as much as a small read. */
+const BUDGET = 2560 * 1024
+
+let left = BUDGET
+let turn: Promise<void> | undefined
+
+/** Some calls were made and some bytes copied. */
+export function spend(calls: number, bytes: number): void {
+  left -= calls * CALL + bytes
+}
+
+/** Whether the rest has to wait for the next turn. */
+export function isSpent(): boolean {
+  return left <= 0
+}
+
+/** Settles in the next turn, whose budget is whole again. */
+export function nextTurn(): Promise<void> {
+  turn ??= new Promise((resolve) => {
+    setImmediate(() => {
+      left = BUDGET
+      turn = undefined
+      resolve()
+    })
+  })
+  return turn
+}
