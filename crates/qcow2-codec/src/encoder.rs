@@ -18,7 +18,7 @@ enum Kind {
 
 /// The levels of a compression, `None` if it has none. More means smaller and slower.
 ///
-/// Deflate: 1 to 9, by default 6, which is not larger than QEMU's; 7 to 9 are accepted, and as small as 6. zstd: -7 to 22, by default 3, as QEMU's; 0 is the
+/// Deflate: 1 to 9, of which 1 to 3 are fast, 4 to 6 the default, not larger than QEMU's, and 7 to 9 small. zstd: -7 to 22, by default 3, as QEMU's; 0 is the
 /// default too. LZ4 has none.
 pub fn level_range(compression: Compression) -> Option<RangeInclusive<i32>> {
     match compression {
@@ -48,7 +48,7 @@ impl Encoder {
             }
         }
         let kind = match compression {
-            Compression::Deflate => Kind::Deflate(deflate::Deflate::new(level)),
+            Compression::Deflate => Kind::Deflate(deflate::Deflate::new(level)?),
             Compression::Zstd => Kind::Zstd(zstd::Encoder::new(level)?),
             Compression::Lz4 => Kind::Lz4(Box::default()),
         };
