@@ -67,6 +67,21 @@ pub(super) fn fetch(
     let mut plain: Vec<Plain<'_>> = Vec::new();
     let (mut at, mut rest) = (start, buffer);
     let first = runs.partition_point(|run| run.end() <= start);
+    if let Some(run) = runs.get(first)
+        && let RunKind::Data { host } = run.kind
+        && let Some(skip) = start.0.checked_sub(run.start.0)
+        && (rest.len() as u64) <= run.length.saturating_sub(skip)
+    {
+        // Most reads: one piece of one file needs no batch.
+        return read_one(Plain {
+            view: chain.view(run.depth).ok_or_else(uncovered)?,
+            request: ReadRequest {
+                offset: host.checked_add(skip).ok_or_else(uncovered)?,
+                buffer: rest,
+                filled: 0,
+            },
+        });
+    }
     for run in runs.get(first..).unwrap_or_default() {
         if rest.is_empty() {
             break;
@@ -106,6 +121,18 @@ pub(super) fn fetch(
         return Err(uncovered());
     }
     read_plain(plain)
+}
+
+fn read_one(piece: Plain<'_>) -> Result<()> {
+    let Plain { view, mut request } = piece;
+    let storage = &**view.layer.data_storage();
+    request.filled = storage
+        .read_at(request.offset, request.buffer)
+        .map_err(Error::io("read", storage))?;
+    if request.filled < request.buffer.len() {
+        fill_tail(view, storage, &mut request)?;
+    }
+    Ok(())
 }
 
 /// Reads the plain pieces, one batch for each file.

@@ -223,3 +223,120 @@ impl Hasher for RegionHasher {
         self.0 = spread ^ spread >> 32;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use qcow2_format::HostOffset;
+
+    use super::*;
+    use crate::run::RunKind;
+
+    fn data(start: u64, length: u64, host: u64) -> Run {
+        Run {
+            start: GuestOffset(start),
+            length,
+            depth: 0,
+            kind: RunKind::Data { host: HostOffset(host) },
+        }
+    }
+
+    fn known(index: &Index, start: u64, end: u64) -> Vec<Run> {
+        let mut runs = Vec::new();
+        let mut state = index.lock();
+        let to = state.known(GuestOffset(start), GuestOffset(end), |run| {
+            runs.push(run);
+            true
+        });
+        assert_eq!(to, runs.last().map_or(GuestOffset(start), Run::end));
+        runs
+    }
+
+    /// A map in which place `n` stands at `map[n]`, kept and asked for in random parts, with a border of regions in its middle.
+    #[test]
+    fn parts_that_overlap_or_touch_become_the_map_that_they_were_cut_from() {
+        let mut seed = 5u64;
+        let mut below = |end: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(seed >> 33).unwrap() % end
+        };
+        let base = REGION - 40;
+        let map: Vec<u64> = (0..80u64).map(|n| if n / 7 % 2 == 0 { n } else { 1000 - n }).collect();
+        for _ in 0..50 {
+            let index = Index::new(u64::MAX);
+            let mut put = [false; 80];
+            for _ in 0..60 {
+                let from = below(80);
+                let to = (from + 1 + below(12)).min(80);
+                let mut runs = Vec::new();
+                for (place, host) in (base..).zip(&map).take(to).skip(from) {
+                    append(&mut runs, data(place, 1, *host));
+                }
+                index.keep(0, &runs);
+                put[from..to].fill(true);
+                let from = below(80);
+                let answer = known(&index, base + from as u64, base + 80);
+                let length = put[from..].iter().take_while(|&&put| put).count();
+                assert_eq!(answer.iter().map(|run| run.length).sum::<u64>(), length as u64);
+                for (place, host) in (base..).zip(&map).skip(from).take(length) {
+                    let at = GuestOffset(place);
+                    let piece = answer.iter().find_map(|run| run.cut(at, GuestOffset(at.0 + 1)));
+                    assert_eq!(
+                        piece.unwrap().kind,
+                        RunKind::Data {
+                            host: HostOffset(*host)
+                        }
+                    );
+                }
+                for pair in answer.windows(2) {
+                    let border = pair[1].start.0 == REGION;
+                    let mut merged = vec![pair[0]];
+                    append(&mut merged, pair[1]);
+                    assert!(border || merged.len() == 2, "runs are maximal: {pair:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_budget_holds_and_what_is_used_stays() {
+        let budget = 20 * (OVERHEAD + 4 * size_of::<Run>() as u64);
+        let index = Index::new(budget);
+        for n in 0..1000 {
+            index.keep(0, &[data(0, 512, 0)]);
+            index.keep(0, &[data(n * REGION, 512, n * 512)]);
+            assert!(index.lock().bytes <= budget);
+            if n > 0 {
+                assert!(known(&index, 0, 512).len() == 1, "used all the time: {n}");
+            }
+            let state = index.lock();
+            let real: u64 = state.regions.values().map(Region::bytes).sum();
+            assert_eq!((state.bytes, state.clock.len()), (real, state.regions.len()));
+        }
+        assert!(index.lock().regions.len() >= 10);
+    }
+
+    #[test]
+    fn a_region_keeps_no_more_runs_than_it_may_and_says_so() {
+        let index = Index::new(u64::MAX);
+        let runs: Vec<Run> = (0..2 * MAX_RUNS as u64).map(|n| data(n * 512, 512, n * 1024)).collect();
+        for part in runs.chunks(1000) {
+            index.keep(0, part);
+        }
+        let state = index.lock();
+        assert!(state.regions[&0].runs.len() <= MAX_RUNS && state.regions[&0].runs.len() > MAX_RUNS - 1000);
+        assert!(!state.has_room(GuestOffset(5)) && state.has_room(GuestOffset(REGION)));
+    }
+
+    #[test]
+    fn what_was_looked_up_before_everything_was_forgotten_is_not_kept() {
+        let index = Index::new(u64::MAX);
+        let before = index.lock().generation();
+        index.keep(before, &[data(0, 512, 0)]);
+        index.forget();
+        index.keep(before, &[data(512, 512, 512)]);
+        assert!(known(&index, 0, 1024).is_empty() && known(&index, 512, 1024).is_empty());
+        let now = index.lock().generation();
+        index.keep(now, &[data(0, 512, 0)]);
+        assert_eq!(known(&index, 0, 1024).len(), 1);
+    }
+}
