@@ -16,10 +16,14 @@ let folder = ''
 let disk = ''
 /** 32 MiB that do not compress: a conversion of it takes a while. */
 let slow = ''
+/** What `disk` holds, in compressed clusters. */
+let packed = ''
 
 test.before(async () => {
   folder = temporaryFolder()
   disk = await image('disk', 128, (bytes, grain) => bytes.fill(1 + (grain % 255)))
+  packed = join(folder, 'packed.qcow2')
+  await qemu.img('convert', '-c', '-O', 'qcow2', disk, packed)
   let state = 1
   slow = await image('slow', 512, (bytes) => {
     for (let i = 0; i < bytes.length; i += 4) {
@@ -187,10 +191,16 @@ test('260 workers terminated while they read and convert: nothing crashes, nothi
   t.true(threads < 30, `${threads} threads are left`)
 })
 
-for (const stage of ['opening', 'reading', 'completion', 'closing', 'converting', 'queued', 'worker']) {
+test('60 workers terminated while clusters are decoded ahead of them: nothing crashes, nothing stays open', async (t) => {
+  const { ended, threads } = (await answer('workers', packed, emptyFolder('ahead'), '60', 'ahead')) as { ended: number; threads: number }
+  t.is(ended, 60)
+  t.true(threads < 40, `${threads} threads are left`)
+})
+
+for (const stage of ['opening', 'reading', 'reading ahead', 'completion', 'closing', 'converting', 'queued', 'worker']) {
   test(`process.exit while ${stage}: its own code, no crash, nothing half-made is left`, async (t) => {
     const out = emptyFolder(`exit-${stage}`)
-    const { code, signal, stderr } = await child(['exit', disk, out, stage])
+    const { code, signal, stderr } = await child(['exit', stage === 'reading ahead' ? packed : disk, out, stage])
     t.is(signal, null, stderr)
     t.is(code, 7, stderr)
     t.deepEqual(

@@ -328,11 +328,13 @@ const scenarios = {
   },
 
   /** Workers that are terminated while they read and convert. */
-  async workers(path, folder, count) {
+  async workers(path, folder, count, what) {
     let started = 0
     let ended = 0
     const one = async (index) => {
-      const worker = new Worker(__filename, { argv: ['victim', path, `${folder}/${index % 16}.qcow2`, index % 4 === 0 ? 'convert' : 'read'] })
+      const worker = new Worker(__filename, {
+        argv: ['victim', path, `${folder}/${index % 16}.qcow2`, what ?? (index % 4 === 0 ? 'convert' : 'read')],
+      })
       await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))
       started++
       await wait(Math.floor((index * 7) % 23))
@@ -340,6 +342,8 @@ const scenarios = {
       ended++
     }
     for (let at = 0; at < count; at += 10) await Promise.all(Array.from({ length: Math.min(10, count - at) }, (_, i) => one(at + i)))
+    // What still waited for a thread lets go of its disk when a thread comes to it.
+    for (let i = 0; what === 'ahead' && i < 200 && descriptorsOf(path) > 0; i++) await wait(10)
     assert.equal(descriptorsOf(path), 0, 'a terminated worker left a file open')
     const chain = await openDisk(path)
     const bytes = Buffer.alloc(4096)
@@ -354,10 +358,14 @@ const scenarios = {
     const reading = async (lane) => {
       for (let i = 0; ; i++) await read(chain, new Uint8Array(65536), ((i * 31 + lane) % 64) * 65536)
     }
+    // In small parts, one after the other: what comes next is decoded on other threads meanwhile.
+    const onward = async () => {
+      for (let i = 0; ; i++) await read(chain, new Uint8Array(8192), (i * 8192) % (8 << 20))
+    }
     const converting = async () => {
       for (;;) await call('convert', [chain.handle], target(out), convertSpec)
     }
-    const endless = what === 'convert' ? [converting()] : [1, 2, 3, 4].map(reading)
+    const endless = what === 'convert' ? [converting()] : what === 'ahead' ? [onward()] : [1, 2, 3, 4].map(reading)
     parentPort.postMessage('busy')
     await Promise.all(endless)
   },
@@ -391,6 +399,7 @@ const scenarios = {
     }
     const chain = await openDisk(path)
     if (stage === 'reading') for (let i = 0; i < 50; i++) read(chain, new Uint8Array(65536), i * 65536)
+    if (stage === 'reading ahead') for (let i = 0; i < 64; i++) await read(chain, new Uint8Array(8192), i * 8192)
     if (stage === 'completion') {
       read(chain, new Uint8Array(65536), 0).then(() => process.exit(7))
       return undefined

@@ -80,6 +80,14 @@ fn small_reads(chain: &Chain) {
         ("anywhere", (0..100_000).map(|_| random(blocks)).collect()),
     ];
     let mut buffer = vec![0; SMALL as usize];
+    chain.read(GuestOffset(0), &mut vec![0; 256 << 20]).unwrap();
+    let order: Vec<u64> = (0..1_000_000).map(|_| random(within(256))).collect();
+    let (begin, mut known) = (Instant::now(), 0);
+    for &at in &order {
+        known += u32::from(chain.now(GuestOffset(at), SMALL as usize).is_some());
+    }
+    let each = begin.elapsed() / order.len() as u32;
+    println!("looking up anywhere in 256 MiB: {each:?} each, {known} known");
     for (name, order) in orders {
         for round in 0..2 {
             let (begin, mut known) = (Instant::now(), 0);
