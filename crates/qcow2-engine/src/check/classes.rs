@@ -11,12 +11,19 @@ use super::reader::{Block, Reader};
 /// Bytes of packed blocks that are kept: those of 32 TiB with clusters of 64 KiB.
 const MOST: usize = 128 << 20;
 
+/// The bits of four 16-bit counts that are 3 at most.
+const SMALL: u64 = 0x0003_0003_0003_0003;
+/// Groups of four that are looked at together.
+const ALIKE: usize = 16;
+
 /// Packed refcount blocks by host offset, and the one that was looked at last.
 #[derive(Debug, Default)]
 pub(super) struct Classes {
     blocks: HashMap<HostOffset, Arc<[u8]>>,
     bytes: usize,
     last: Option<(u64, Packed)>,
+    /// What a block is read into.
+    buffer: Vec<u8>,
 }
 
 /// A block in packed form: two bits a cluster, 3 standing for everything larger than 2.
@@ -67,6 +74,16 @@ impl Reader<'_> {
         true
     }
 
+    /// A whole block as it was packed, if it was.
+    pub(super) fn packed_again(&self, index: u64) -> Option<Arc<[u8]>> {
+        let Block::At(offset) = self.block(index) else {
+            return None;
+        };
+        let counts = self.classes.blocks.get(&offset)?;
+        let entries = self.header.refcount_order.block_entries(self.header.geometry);
+        (counts.len() as u64 == entries / 4).then(|| Arc::clone(counts))
+    }
+
     fn packed(&mut self, index: u64) -> Packed {
         if let Some((last, packed)) = &self.classes.last
             && *last == index
@@ -86,11 +103,15 @@ impl Reader<'_> {
         if let Some(counts) = self.classes.blocks.get(&offset) {
             return Packed::Counts(counts.clone());
         }
-        let size = self.header.geometry.cluster_size();
-        let Ok(block) = self.read(offset, size) else {
+        let mut block = std::mem::take(&mut self.classes.buffer);
+        if self
+            .read_into(offset, self.header.geometry.cluster_size(), &mut block)
+            .is_err()
+        {
             return Packed::Unreadable;
-        };
+        }
         let counts = pack(&block, self.header.refcount_order);
+        self.classes.buffer = block;
         if self.classes.bytes.saturating_add(counts.len()) > MOST {
             self.classes.blocks.clear();
             self.classes.bytes = 0;
@@ -101,22 +122,45 @@ impl Reader<'_> {
     }
 }
 
+/// Four counts to a byte, the first in the lowest bits.
 fn pack(block: &[u8], order: RefcountOrder) -> Arc<[u8]> {
-    let small = |count: u64| u8::try_from(count.min(3)).unwrap_or(3);
-    let four = |of: [u64; 4]| of.iter().rev().fold(0, |byte, &count| byte << 2 | small(count));
     if order.bits() == 16 {
-        let groups = block.as_chunks::<8>().0.iter();
-        return groups
-            .map(|[a, b, c, d, e, f, g, h]| {
-                four([[*a, *b], [*c, *d], [*e, *f], [*g, *h]].map(|pair| u64::from(u16::from_be_bytes(pair))))
-            })
-            .collect();
+        let mut packed = Vec::with_capacity(block.len() / 8);
+        let (many, rest) = block.as_chunks::<{ 8 * ALIKE }>();
+        for groups in many.iter().map(|many| many.as_chunks::<8>().0) {
+            // Nearly everywhere they are all one, or all zero.
+            let words = groups.iter().map(|group| u64::from_ne_bytes(*group));
+            let first = words.clone().next().unwrap_or(0);
+            if words.fold(0, |differs, word| differs | word ^ first) == 0 {
+                packed.resize(packed.len() + ALIKE, pack_group(first.to_ne_bytes()));
+            } else {
+                packed.extend(groups.iter().map(|group| pack_group(*group)));
+            }
+        }
+        packed.extend(rest.as_chunks::<8>().0.iter().map(|group| pack_group(*group)));
+        return packed.into();
     }
     let entries = block.len().saturating_mul(8) / usize::try_from(order.bits()).unwrap_or(64);
     (0..entries)
         .step_by(4)
-        .map(|index| four([0, 1, 2, 3].map(|n| order.get_at(block, index + n).unwrap_or(0))))
+        .map(|index| pack_four([0, 1, 2, 3].map(|n| order.get_at(block, index + n).unwrap_or(0))))
         .collect()
+}
+
+/// Four big-endian counts of 16 bits.
+fn pack_group(group: [u8; 8]) -> u8 {
+    let word = u64::from_be_bytes(group);
+    if word & !SMALL == 0 {
+        let [low, ..] = (word >> 48 | word >> 30 | word >> 12 | word << 6).to_le_bytes();
+        return low;
+    }
+    let [a, b, c, d, e, f, g, h] = group;
+    pack_four([[a, b], [c, d], [e, f], [g, h]].map(|pair| u64::from(u16::from_be_bytes(pair))))
+}
+
+fn pack_four(counts: [u64; 4]) -> u8 {
+    let small = |count: u64| u8::try_from(count.min(3)).unwrap_or(3);
+    counts.iter().rev().fold(0, |byte, &count| byte << 2 | small(count))
 }
 
 fn class(counts: &[u8], index: usize) -> u8 {

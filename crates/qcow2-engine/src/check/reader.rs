@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use qcow2_format::{Header, HostOffset, RefcountTableEntry};
@@ -34,9 +35,24 @@ pub(super) struct Reader<'a> {
 #[derive(Debug, Default)]
 struct Window {
     offset: u64,
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
     /// Where the last table that was asked for ended.
     expected: u64,
+}
+
+/// The bytes of a table. The buffer that they stand in serves the next read once nobody has one of these.
+#[derive(Clone, Debug)]
+pub(super) struct TableBytes {
+    window: Arc<Vec<u8>>,
+    place: Range<usize>,
+}
+
+impl Deref for TableBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.window.get(self.place.clone()).unwrap_or_default()
+    }
 }
 
 /// What a refcount table entry leads to.
@@ -84,18 +100,27 @@ impl<'a> Reader<'a> {
 
     /// The bytes of a table, as far as the file goes: shorter than `length` only there.
     pub(super) fn read(&self, offset: HostOffset, length: u64) -> io::Result<Vec<u8>> {
-        let there = self.file_length.saturating_sub(offset.0).min(length);
-        let there = usize::try_from(there).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(there).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        bytes.resize(there, 0);
-        let filled = self.storage.read_at(offset, &mut bytes)?;
-        bytes.truncate(filled.next_multiple_of(512).min(there));
+        self.read_into(offset, length, &mut bytes)?;
         Ok(bytes)
     }
 
+    /// The same, in a buffer that may have served before.
+    pub(super) fn read_into(&self, offset: HostOffset, length: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
+        let there = self.file_length.saturating_sub(offset.0).min(length);
+        let there = usize::try_from(there).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let more = there.saturating_sub(bytes.len());
+        bytes.try_reserve_exact(more).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        bytes.resize(there, 0);
+        let filled = self.storage.read_at(offset, bytes)?;
+        // What a file lacks of its last sector is zeros, not what was here before.
+        bytes.get_mut(filled..).unwrap_or_default().fill(0);
+        bytes.truncate(filled.next_multiple_of(512).min(there));
+        Ok(())
+    }
+
     /// The table of one cluster at `offset`, as far as the file goes. One that stands behind the last one is read with those behind it.
-    pub(super) fn table(&mut self, offset: HostOffset) -> io::Result<Arc<[u8]>> {
+    pub(super) fn table(&mut self, offset: HostOffset) -> io::Result<TableBytes> {
         let size = self.header.geometry.cluster_size();
         let end = offset.0.saturating_add(size);
         let window_end = self.window.offset.saturating_add(self.window.bytes.len() as u64);
@@ -108,17 +133,27 @@ impl<'a> Reader<'a> {
             // Not into a hole: it may have no end.
             let data_end = self.extent_at(offset).map_or(u64::MAX, |extent| extent.end.0);
             let length = ahead.min(data_end.saturating_sub(offset.0)).max(size);
+            // Taken away before it is read into: what a failed read leaves is nobody's table.
+            let mut bytes = std::mem::take(&mut self.window).bytes;
+            if Arc::get_mut(&mut bytes).is_none() {
+                bytes = Arc::default();
+            }
+            if let Some(bytes) = Arc::get_mut(&mut bytes) {
+                self.read_into(offset, length, bytes)?;
+            }
             self.window = Window {
                 offset: offset.0,
-                bytes: self.read(offset, length)?,
+                bytes,
                 expected: 0,
             };
         }
         self.window.expected = end;
         let begin = usize::try_from(offset.0 - self.window.offset).unwrap_or(usize::MAX);
-        let rest = self.window.bytes.get(begin..).unwrap_or_default();
-        let length = rest.len().min(self.header.geometry.cluster_len());
-        Ok(rest.get(..length).unwrap_or_default().into())
+        let end = begin.saturating_add(self.header.geometry.cluster_len());
+        Ok(TableBytes {
+            window: Arc::clone(&self.window.bytes),
+            place: begin.min(self.window.bytes.len())..end.min(self.window.bytes.len()),
+        })
     }
 
     /// Whether a range lies wholly in a hole of the file, so that it is known to be zeros without reading.

@@ -9,6 +9,8 @@ use super::{Check, Result};
 
 /// Every bit of an L2 word but COPIED.
 const NOT_COPIED: u64 = !(1 << 63);
+/// Entries that are compared at a time.
+const GROUP: usize = 16;
 /// The first host offset that is too large.
 const OFFSET_END: u64 = 1 << 56;
 
@@ -337,15 +339,23 @@ fn row_length(words: &[[u8; 8]], at: usize, place: Place, rules: &EntryRules) ->
     }
     let room = usize::try_from((OFFSET_END - host) / size).unwrap_or(usize::MAX);
     let rest = words.get(at..).unwrap_or_default();
-    let mut expected = first;
-    rest.iter()
-        .take(room)
-        .take_while(|word| {
-            let follows = u64::from_be_bytes(**word) == expected;
+    let rest = rest.get(..room).unwrap_or(rest);
+    let expected = |index: usize| first.wrapping_add(size.wrapping_mul(index as u64));
+    // Long rows first, many entries to a question; then one by one up to the one that is different.
+    let (groups, _) = rest.as_chunks::<GROUP>();
+    let follows = |(number, group): &(usize, &[[u8; 8]; GROUP])| {
+        let mut expected = expected(*number * GROUP);
+        let mut differs = 0;
+        for word in *group {
+            differs |= u64::from_be_bytes(*word) ^ expected;
             expected = expected.wrapping_add(size);
-            follows
-        })
-        .count() as u64
+        }
+        differs == 0
+    };
+    let in_groups = groups.iter().enumerate().take_while(follows).count() * GROUP;
+    let rest = rest.iter().enumerate().skip(in_groups);
+    let others = rest.take_while(|(index, word)| u64::from_be_bytes(**word) == expected(*index));
+    (in_groups + others.count()) as u64
 }
 
 fn without_copied(entry: L2Entry) -> L2Entry {
