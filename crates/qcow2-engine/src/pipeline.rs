@@ -225,6 +225,35 @@ mod tests {
         }
     }
 
+    /// Each item holds a buffer: a first one that takes long must not let the others fill the memory.
+    #[test]
+    fn no_more_items_are_under_way_than_the_window_holds() {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        for (threads, window) in [(1, 1), (2, 6), (8, 8), (64, 5), (3, 0)] {
+            let (taken, placed) = (AtomicU64::new(0), AtomicU64::new(0));
+            let most = AtomicU64::new(0);
+            run(
+                Crowd { threads, window },
+                count_to(300),
+                || Ok(()),
+                |(), n| {
+                    let under_way = taken.fetch_add(1, Ordering::SeqCst) + 1 - placed.load(Ordering::SeqCst);
+                    most.fetch_max(under_way, Ordering::SeqCst);
+                    std::thread::sleep(std::time::Duration::from_micros(if n % 40 == 1 { 3000 } else { 20 }));
+                    Ok(n)
+                },
+                |_| {
+                    placed.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, Error>(())
+                },
+            )
+            .unwrap();
+            let most = most.into_inner();
+            assert_eq!(placed.into_inner(), 300);
+            assert!(most <= (window as u64).max(1), "{threads} threads: {most} of {window}");
+        }
+    }
+
     #[test]
     fn the_first_failure_in_order_is_the_one_told() {
         for threads in [1, 2, 8] {

@@ -305,3 +305,26 @@ impl Pace {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_under_way_fits_its_memory_and_keeps_eight_workers_busy() {
+        for threads in [1, 2, 8, 64] {
+            for compress in [false, true] {
+                for chunk in [1 << 20, 2 << 20] {
+                    let options = ConvertOptions {
+                        threads,
+                        compress,
+                        ..ConvertOptions::default()
+                    };
+                    let Crowd { threads, window } = crowd(&options, chunk);
+                    assert!(window >= threads.min(8));
+                    assert!(window as u64 * chunk * if compress { 2 } else { 1 } <= IN_FLIGHT);
+                }
+            }
+        }
+    }
+}
