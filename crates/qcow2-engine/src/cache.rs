@@ -92,6 +92,14 @@ impl<K: Copy + Eq + Hash, V: Cached> Cache<K, V> {
         self.load(key, &slot, load).map(drop)
     }
 
+    /// Forgets everything. What is being loaded now serves those who wait for it, and is not kept.
+    pub(crate) fn clear(&self) {
+        let mut state = self.state();
+        state.slots.clear();
+        state.clock.clear();
+        state.bytes = 0;
+    }
+
     /// Whether the value at `key` is there, or being loaded.
     pub(crate) fn is_known(&self, key: K) -> bool {
         self.state().slots.contains_key(&key)
@@ -300,5 +308,19 @@ mod tests {
         assert!(cache.load_ahead(key(2), || Err(Error::Closed)).is_err() && !cache.is_known(key(2)));
         cache.load_ahead(key(2), || Ok(vec![2].into())).unwrap();
         assert_eq!(&cache.try_get(key(2)).unwrap()[..], [2]);
+    }
+
+    #[test]
+    fn what_is_loaded_while_everything_is_forgotten_is_not_kept() {
+        let cache = TableCache::new(1 << 20);
+        cache.get_or_load(key(1), || Ok(vec![1].into())).unwrap();
+        let piece = cache.get_or_load(key(2), || {
+            cache.clear();
+            Ok(vec![2].into())
+        });
+        assert_eq!(&piece.unwrap()[..], [2]);
+        assert!(!cache.is_known(key(1)) && !cache.is_known(key(2)));
+        let state = cache.state();
+        assert_eq!((state.bytes, state.clock.len()), (0, 0));
     }
 }

@@ -105,7 +105,10 @@ fn readers_in_any_order_get_the_right_bytes_whatever_is_kept() {
                     scope.spawn(move || {
                         let mut random = Random::new(thread);
                         let mut at = 0;
-                        for _ in 0..1500 {
+                        for round in 0..1500 {
+                            if round % 500 == 499 {
+                                chain.forget();
+                            }
                             let length = [512, 1000, 4096, 20_000][random.below(4) as usize];
                             at = match thread % 3 {
                                 0 => at + 512,

@@ -115,7 +115,7 @@ fn nothing_is_known_before_it_was_read_or_after_it_was_forgotten() {
         assert!(chain.tickets().oldest().is_none());
         // Across a border between regions only once both are known.
         assert!(chain.now(GuestOffset((16 << 20) - 100), 200).is_none());
-        chain.forget_runs();
+        chain.forget();
     }
     assert_eq!(chain.now(GuestOffset(64 << 20), 10).unwrap().length(), 0);
     assert_eq!(chain.now(GuestOffset(u64::MAX), usize::MAX).unwrap().length(), 0);
@@ -153,7 +153,7 @@ fn the_index_answers_what_the_tables_say_whoever_asks_and_evicts_meanwhile() {
                             let count = chain.read(GuestOffset(at), &mut buffer).unwrap();
                             assert_same(&buffer[..count], &model.0[at as usize..][..count], "read");
                             if round % 50 == 0 {
-                                chain.forget_runs();
+                                chain.forget();
                             }
                             let Some(answer) = chain.now(GuestOffset(at), 1) else {
                                 continue;

@@ -21,8 +21,11 @@ pub(super) fn span(views: &[Arc<View>]) -> u64 {
 }
 
 impl Chain {
-    /// Forgets what reads have found of the map, also what they are looking up now: for whoever changes it in a way that is not followed run by run.
-    pub fn forget_runs(&self) {
+    /// Forgets everything that is kept of the layers' files, also what is being looked up or decoded now: for whoever changes them in a way that is
+    /// not followed run by run.
+    pub fn forget(&self) {
+        self.cache.clear();
+        self.decoded.cache.clear();
         self.index.forget();
     }
 

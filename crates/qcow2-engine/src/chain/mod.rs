@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::layer::{Layer, same_place};
 use crate::parallel;
 use crate::run::{Run, RunKind};
+use crate::storage::Storage;
 use crate::ticket::{Ticket, Tickets};
 use decoded::Decoded;
 use fetch::Reader;
@@ -63,6 +64,9 @@ impl Default for ChainOptions {
 #[derive(Debug)]
 pub struct Chain {
     views: Vec<Arc<View>>,
+    /// Where their guest clusters stand: what a read goes to is one step away instead of three, none of which are in the processor's cache if there
+    /// are many layers.
+    storages: Vec<Arc<dyn Storage>>,
     virtual_size: u64,
     cache: TableCache,
     index: Index,
@@ -110,6 +114,7 @@ impl Chain {
             index: Index::new(budget / 8),
             fill_span: fill::span(&views),
             decoded: Arc::new(Decoded::new(budget / 2, &views)),
+            storages: views.iter().map(|view| Arc::clone(view.layer.data_storage())).collect(),
             views,
             tickets: Tickets::default(),
             contexts: Mutex::default(),

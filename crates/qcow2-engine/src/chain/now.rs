@@ -126,7 +126,7 @@ impl Chain {
         let length = usize::try_from(run.length).ok()?;
         match run.kind {
             RunKind::Data { host } => Some(NowPiece::Data {
-                storage: self.view(run.depth)?.layer.data_storage(),
+                storage: self.storages.get(usize::try_from(run.depth).ok()?)?,
                 host,
                 length,
             }),
