@@ -512,7 +512,7 @@ export interface TargetSpec {
 }
 
 /**
- * As [`read`], on the JavaScript thread: returns how many bytes memory had without waiting. Fewer than `length`, and -1 for none at all,
- * say nothing about the rest: `read` goes on from there.
+ * As [`read`], on the JavaScript thread: returns how many bytes could be had without waiting. Fewer than `length` say nothing about the rest:
+ * `read` goes on from there. -1: the handle is not of an open disk, or the target does not reach that far.
  */
 export declare function tryRead(chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): number

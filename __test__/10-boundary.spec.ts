@@ -134,6 +134,14 @@ test('10,000 reads into plain, shared, resizable, detached, shrunk, grown and fo
   )
 })
 
+test('what can be read at once is, and nothing is written where target, range or handle are not right', async (t) => {
+  t.deepEqual(await answer('at once'), { unknown: 0, refused: Array(7).fill(-1), ends: [3, 0, 0, 0], closed: -1 })
+})
+
+test('completions that are held back come all at once later', async (t) => {
+  t.deepEqual(await answer('held'), { before: 0, after: 100 })
+})
+
 test('close waits for the reads under way, refuses later ones, and closes once however often it is called', async (t) => {
   const closed = 'ERR_QCOW2_CLOSED'
   t.deepEqual(await answer('close', disk), { late: closed, again: closed, busy: 'ERR_QCOW2_BUSY', after: closed })

@@ -55,6 +55,12 @@ async function openDisk(path) {
   return call('openChain', [layer.handle], chainSpec)
 }
 
+/** A disk of bytes in memory. */
+async function openMemory(bytes) {
+  const layer = await call('openLayer', { memory: native.memoryCreate(bytes) }, { ...layerSpec, format: 'raw' })
+  return call('openChain', [layer.handle], chainSpec)
+}
+
 function read(chain, target, position, length = target.length) {
   return call('read', chain.handle, target, 0, length, position >>> 0, Math.floor(position / 2 ** 32))
 }
@@ -212,6 +218,54 @@ const scenarios = {
     return counts
   },
 
+  /** Reads that answer at once: what is no target, range or handle is refused without a trace, and left to the calls that may wait. */
+  async 'at once'() {
+    const bytes = Buffer.alloc(2 ** 21, 'qcow2 ')
+    const chain = await openMemory(bytes)
+    const now = (target, offset, length, position, handle = chain.handle) =>
+      native.tryRead(handle, target, offset, length, position >>> 0, Math.floor(position / 2 ** 32))
+    const target = Buffer.alloc(4096 + 2)
+    // Nothing is known of the map yet: a read that may wait looks it up.
+    const unknown = now(target, 1, 4096, 100)
+    await read(chain, Buffer.alloc(2 ** 21), 0)
+    assert.equal(now(target, 1, 4096, 100), 4096)
+    assert.ok(target.subarray(1, 4097).equals(bytes.subarray(100, 4196)))
+    assert.deepEqual([target[0], target[4097]], [0, 0])
+    const large = Buffer.alloc(2 ** 20)
+    assert.equal(now(large, 0, 2 ** 20, 7), 2 ** 20)
+    assert.ok(large.equals(bytes.subarray(7, 7 + 2 ** 20)))
+    const gone = new Uint8Array(4096)
+    structuredClone(gone.buffer, { transfer: [gone.buffer] })
+    const layer = await call('openLayer', { memory: native.memoryCreate(bytes) }, { ...layerSpec, format: 'raw' })
+    const refused = [
+      now(target, 3, 4096, 0),
+      now(target, -1, 1, 0),
+      now(target, 0.5, 1, 0),
+      now(target, Number.MAX_SAFE_INTEGER, 4096, 0),
+      now(gone, 0, 1, 0),
+      now(target, 0, 1, 0, layer.handle),
+      now(target, 0, 1, 0, 12345),
+    ]
+    assert.throws(() => now(new Uint16Array(4), 0, 1, 0), /Uint8Array/)
+    assert.throws(() => now(new ArrayBuffer(4), 0, 1, 0), /Uint8Array/)
+    const ends = [now(target, 0, 10, 2 ** 21 - 3), now(target, 0, 10, 2 ** 21), now(target, 0, 10, 2 ** 60), now(gone, 0, 0, 0)]
+    await call('close', chain.handle)
+    return { unknown, refused, ends, closed: now(target, 0, 1, 0) }
+  },
+
+  /** Held back, completions gather; they all come once they may. */
+  async held() {
+    const chain = await openMemory(Buffer.alloc(65536, 7))
+    native.hold(true)
+    let ended = 0
+    const reads = Array.from({ length: 100 }, (_, i) => read(chain, new Uint8Array(512), i * 512).then(() => ended++))
+    await wait(100)
+    const before = ended
+    native.hold(false)
+    await Promise.all(reads)
+    return { before, after: ended }
+  },
+
   async close(path) {
     const chain = await openDisk(path)
     const order = []
@@ -333,7 +387,7 @@ const scenarios = {
     let ended = 0
     const one = async (index) => {
       const worker = new Worker(__filename, {
-        argv: ['victim', path, `${folder}/${index % 16}.qcow2`, what ?? (index % 4 === 0 ? 'convert' : 'read')],
+        argv: ['victim', path, `${folder}/${index % 16}.qcow2`, what ?? ['convert', 'read', 'at once', 'read'][index % 4]],
       })
       await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))
       started++
@@ -365,7 +419,17 @@ const scenarios = {
     const converting = async () => {
       for (;;) await call('convert', [chain.handle], target(out), convertSpec)
     }
-    const endless = what === 'convert' ? [converting()] : what === 'ahead' ? [onward()] : [1, 2, 3, 4].map(reading)
+    /** On the worker's own thread, with the process's helpers. */
+    const atOnce = async () => {
+      const known = await openMemory(Buffer.alloc(2 ** 20, 1))
+      const target = new Uint8Array(2 ** 20)
+      await read(known, target, 0)
+      for (;;) {
+        for (let i = 0; i < 20; i++) assert.equal(native.tryRead(known.handle, target, 0, 2 ** 20, 0, 0), 2 ** 20)
+        await wait(0)
+      }
+    }
+    const endless = what === 'convert' ? [converting()] : what === 'ahead' ? [onward()] : what === 'at once' ? [atOnce()] : [1, 2, 3, 4].map(reading)
     parentPort.postMessage('busy')
     await Promise.all(endless)
   },

@@ -56,8 +56,8 @@ pub fn read(
     accepted
 }
 
-/// As [`read`], on the JavaScript thread: returns how many bytes memory had without waiting. Fewer than `length`, and -1 for none at all,
-/// say nothing about the rest: `read` goes on from there.
+/// As [`read`], on the JavaScript thread: returns how many bytes could be had without waiting. Fewer than `length` say nothing about the rest:
+/// `read` goes on from there. -1: the handle is not of an open disk, or the target does not reach that far.
 #[napi(catch_unwind)]
 pub fn try_read(
     env: Env,
