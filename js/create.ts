@@ -3,7 +3,7 @@
  */
 
 import { stat } from 'node:fs/promises'
-import type { CreateFacts, Identity, LayerFacts } from './boundary.js'
+import type { CreateFacts, Handle, Identity, LayerFacts } from './boundary.js'
 import { closeHandle } from './chain.js'
 import { createSpec, FILE_RULES, IMAGE_RULES, targetSpec } from './creating.js'
 import { atCaller, cancelled, invalid, Qcow2Error } from './errors.js'
@@ -45,49 +45,77 @@ export function create(target: Target, options?: CreateOptions): Promise<CreateR
     const located = locateTarget(target)
     const spec = createSpec(checked, checked.format ?? located.extension ?? 'qcow2', located)
     if (checked.backingUnchecked !== undefined && spec.backing === undefined) throw invalid('backing', 'backingUnchecked needs backing')
-    const backing = await backingSize(located, spec, checked.backingUnchecked ?? false, checked.signal)
-    const bytes = checked.size ?? backing
-    if (bytes === undefined) throw invalid('size', 'size must be given: there is no backing file to take it from')
-    const facts = await worded(
-      call<CreateFacts>((addon, id) => addon.create(id, targetSpec(located, checked), { ...spec, size: roundUp(bytes) }), { signal: checked.signal }),
-    )
-    return withoutAbsent({
-      path: located.path,
-      format: spec.format,
-      virtualSize: narrow(facts.virtualSize),
-      fileSize: narrow(facts.fileSize),
-    })
+    // It is closed while the new file is made, and has been when that is done.
+    const closing = new Closing()
+    try {
+      const backing = checked.backingUnchecked ? undefined : await backingSize(located, spec, closing, checked.signal)
+      const bytes = checked.size ?? backing
+      if (bytes === undefined) throw invalid('size', 'size must be given: there is no backing file to take it from')
+      const facts = await worded(
+        call<CreateFacts>((addon, id) => addon.create(id, targetSpec(located, checked), { ...spec, size: roundUp(bytes) }), {
+          signal: checked.signal,
+        }),
+      )
+      return withoutAbsent({
+        path: located.path,
+        format: spec.format,
+        virtualSize: narrow(facts.virtualSize),
+        fileSize: narrow(facts.fileSize),
+      })
+    } finally {
+      await closing.done()
+    }
   })
+}
+
+/** Layers that nobody needs any longer. */
+class Closing {
+  private readonly under: Promise<void>[] = []
+
+  add(handle: Handle): void {
+    const closed = closeHandle(handle)
+    // Told by `done`, also if that is called later.
+    closed.catch(() => {})
+    this.under.push(closed)
+  }
+
+  async done(): Promise<void> {
+    await Promise.all(this.under)
+  }
 }
 
 /** Opens the backing file as far as it takes to know that it is one, and how large. */
 async function backingSize(
   target: LocatedTarget,
   spec: { backing?: string; backingFormat?: string; dataFilePath?: string },
-  unchecked: boolean,
+  closing: Closing,
   signal: AbortSignal | undefined,
 ): Promise<bigint | undefined> {
-  if (spec.backing === undefined || unchecked) return undefined
+  if (spec.backing === undefined) return undefined
   if (hasProtocol(spec.backing)) {
     throw new Qcow2Error('ERR_QCOW2_NAME_PROTOCOL', `backing must be a plain file name: '${spec.backing}' has a protocol`, {
       details: { name: spec.backing, kind: 'backing' },
     })
   }
   const path = beside(target.path, spec.backing)
-  const facts = await layerFacts(path, spec.backingFormat as Format, true, signal)
-  const replaced = (await Promise.all([target.path, spec.dataFilePath].map(identityOf))).filter((old) => old !== undefined)
+  const [facts, ...there] = await Promise.all([
+    layerFacts(path, spec.backingFormat as Format, true, closing, signal),
+    identityOf(target.path),
+    identityOf(spec.dataFilePath),
+  ])
+  const replaced = there.filter((old) => old !== undefined)
   refuseReplacing(replaced, facts, path)
-  if (replaced.length > 0) await refuseReplacingBelow(replaced, facts, path, signal)
+  if (replaced.length > 0) await refuseReplacingBelow(replaced, facts, path, closing, signal)
   return facts.virtualSize
 }
 
 /** The facts of a layer; nothing that it names is opened, and it is closed again. */
-async function layerFacts(path: string, format: Format, devices: boolean, signal: AbortSignal | undefined): Promise<LayerFacts> {
+async function layerFacts(path: string, format: Format, devices: boolean, closing: Closing, signal: AbortSignal | undefined): Promise<LayerFacts> {
   const facts = await call<LayerFacts>(
     (addon, id) => addon.openLayer(id, { path, devices }, { ...layerSettings({}), format, metadataOnly: true, forCheck: false }),
     { signal },
   )
-  await closeHandle(facts.handle)
+  closing.add(facts.handle)
   return facts
 }
 
@@ -95,7 +123,13 @@ async function layerFacts(path: string, format: Format, devices: boolean, signal
  * The same for what lies further down, as far as it can be seen: what a layer names is looked at wherever it lies, but opened only in that
  * layer's folder.
  */
-async function refuseReplacingBelow(replaced: Identity[], top: LayerFacts, path: string, signal: AbortSignal | undefined): Promise<void> {
+async function refuseReplacingBelow(
+  replaced: Identity[],
+  top: LayerFacts,
+  path: string,
+  closing: Closing,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   let layer = { facts: top, path }
   for (let depth = 1; depth < DEEPEST; depth++) {
     const { facts } = layer
@@ -108,7 +142,7 @@ async function refuseReplacingBelow(replaced: Identity[], top: LayerFacts, path:
     const file = { kind: 'backing', name: facts.backingFile, path: beside(layer.path, facts.backingFile) } as const
     // What cannot be opened from here is not followed further.
     const passage = await sameDirectory(file, { depth: depth - 1, format: facts.format, path: layer.path }).catch(() => undefined)
-    const below = passage && (await layerFacts(passage.path, 'qcow2', false, signal).catch(() => undefined))
+    const below = passage && (await layerFacts(passage.path, 'qcow2', false, closing, signal).catch(() => undefined))
     if (passage === undefined || below === undefined) return
     layer = { facts: below, path: passage.shown }
   }

@@ -63,8 +63,10 @@ pub fn create(env: Env, id: CallId, target: TargetSpec, options: CreateSpec) -> 
     accept(&env, id, |call| {
         let place = target.accept(call)?;
         let options = options.accept(&target)?;
-        // Preallocation can take as long as a conversion.
-        call.run(Lane::Long, move |job| {
+        // Preallocation, and what was not empty before, can take as long as a conversion; a sync as long as the device likes.
+        let brief = options.preallocation == Preallocation::Off && !target.durable && !target.in_place;
+        let lane = if brief { Lane::Short } else { Lane::Long };
+        call.run(lane, move |job| {
             let CreateReport {
                 virtual_size,
                 file_size,
