@@ -1,6 +1,7 @@
 /**
  * Reads by either lane: on the JavaScript thread where memory can answer, or on the pool's threads. Whatever is read, what comes out is the same.
  */
+import { createHook } from 'node:async_hooks'
 import { mkdtempSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -368,6 +369,21 @@ test.serial('close waits for reads that wait for the next turn', async (t) => {
   t.is(ended, reads.length)
   const all = await Promise.all(reads)
   t.true(all.every(({ buffer }, i) => buffer.equals(bytes.subarray(i * 512, (i + 1) * 512))))
+})
+
+/** In each turn all reads that waited were woken, most of them to wait again: fifty thousand at once kept the event loop for ten seconds. */
+test.serial('reads that wait for a turn are woken once, however many there are', async (t) => {
+  const disk = await open(new Uint8Array(MIB), { format: 'raw' })
+  const target = Buffer.alloc(512)
+  const waited = fastLane.waited
+  let promises = 0
+  const hook = createHook({ init: (_, type) => void (promises += type === 'PROMISE' ? 1 : 0) }).enable()
+  const reads = Array.from({ length: 20_000 }, () => disk.read(target, { position: 0 }))
+  const all = await Promise.all(reads)
+  hook.disable()
+  await disk.close()
+  t.true(all.every(({ bytesRead }) => bytesRead === 512) && fastLane.waited - waited > 15_000)
+  t.true(promises < 20 * reads.length, `${promises} promises`)
 })
 
 test.serial('streams give the same bytes by both lanes', async (t) => {

@@ -8,7 +8,7 @@
 
 import type { Handle } from './boundary.js'
 import { readInPool, readNow } from './native.js'
-import { isSpent, nextTurn, spend } from './turn.js'
+import { isSpent, putOff, spend } from './turn.js'
 
 /** Larger reads are cut into such pieces. */
 const LARGEST = 1024 * 1024
@@ -63,9 +63,15 @@ async function readPieces(chain: Handle, target: Uint8Array, offset: number, len
   }
 }
 
-async function readNextTurn(chain: Handle, target: Uint8Array, offset: number, length: number, position: number | bigint): Promise<number> {
+function readNextTurn(chain: Handle, target: Uint8Array, offset: number, length: number, position: number | bigint): Promise<number> {
   fastLane.waited++
-  do await nextTurn()
-  while (isSpent())
-  return read(chain, target, offset, length, position)
+  return new Promise((resolve, reject) => {
+    putOff(() => {
+      try {
+        resolve(read(chain, target, offset, length, position))
+      } catch (error) {
+        reject(error)
+      }
+    })
+  })
 }

@@ -31,3 +31,22 @@ export function nextTurn(): Promise<void> {
   })
   return turn
 }
+
+/** Work that was put off, the first first. */
+const waiting: (() => void)[] = []
+
+/** Does `work`, which does not throw, in a later turn: after what was put off before it, and once there is budget for it. */
+export function putOff(work: () => void): void {
+  waiting.push(work)
+  if (waiting.length === 1) serve()
+}
+
+function serve(): void {
+  nextTurn().then(() => {
+    let done = 0
+    // Only as many as the budget lets: to wake all of them in each turn, most in vain, took more than the reads themselves.
+    for (; done < waiting.length && !isSpent(); done++) waiting[done]?.()
+    waiting.splice(0, done)
+    if (waiting.length > 0) serve()
+  })
+}
