@@ -8,33 +8,10 @@
 
 mod support;
 
-use flate2::{Decompress, FlushDecompress, Status};
 use qcow2_codec::{Compression, Encoder};
-use support::{inflate::inflate, samples};
+use support::{inflate::inflate, pieces::inflate_in_pieces, samples};
 
 const WINDOW: usize = 4096;
-
-/// C zlib with a 12-bit window, fed and emptied in pieces, so that it can see no more history than its own window.
-fn inflate_in_pieces(compressed: &[u8]) -> Option<Vec<u8>> {
-    let mut state = Decompress::new_with_window_bits(false, 12);
-    let mut out = Vec::new();
-    let mut piece = [0; 999];
-    let mut fed = 0;
-    loop {
-        let (read, written) = (state.total_in(), state.total_out());
-        let end = (fed + 1000).min(compressed.len());
-        let status = state
-            .decompress(&compressed[fed..end], &mut piece, FlushDecompress::None)
-            .ok()?;
-        let produced = usize::try_from(state.total_out() - written).unwrap();
-        out.extend_from_slice(&piece[..produced]);
-        fed += usize::try_from(state.total_in() - read).unwrap();
-        if status == Status::StreamEnd {
-            return Some(out);
-        }
-        assert!(produced > 0 || state.total_in() > read, "no progress");
-    }
-}
 
 #[test]
 fn no_match_reaches_beyond_4_kib_at_any_level() {

@@ -30,8 +30,8 @@ const FAST: Effort = Effort {
 const DEFAULT: Effort = Effort {
     lazy: 1,
     depth: 10,
-    nice: 30,
-    reach3: 1024,
+    nice: 64,
+    reach3: 4096,
     grain: 2560,
 };
 
@@ -177,7 +177,7 @@ impl Sample {
 
     /// How far back a match of 3 bytes costs less than 3 literals do, where these cost what the sample says.
     fn reach3(&self, most: usize) -> usize {
-        let literals = 3 * split::entropy_of(&self.counts) / u64::from(self.taken.max(1));
+        let literals = 3 * split::entropy_of_bytes(&self.counts) / u64::from(self.taken.max(1));
         // Half a dozen bits go into the two symbols, the rest is there for the distance's extra bits.
         let spare = (literals >> split::BIT).saturating_sub(6);
         most.min(1 << spare.min(12))

@@ -11,6 +11,7 @@ pub mod blocks;
 pub mod frames;
 pub mod inflate;
 pub mod lz4;
+pub mod pieces;
 
 /// splitmix64: small, seeded, good enough to be no pattern for a compressor.
 pub struct Rng(pub u64);
