@@ -377,7 +377,10 @@ test.serial('reads that wait for a turn are woken once, however many there are',
   const target = Buffer.alloc(512)
   const waited = fastLane.waited
   let promises = 0
-  const hook = createHook({ init: (_, type) => void (promises += type === 'PROMISE' ? 1 : 0) }).enable()
+  const init = (_: number, type: string) => {
+    if (type === 'PROMISE') promises++
+  }
+  const hook = createHook({ init }).enable()
   const reads = Array.from({ length: 20_000 }, () => disk.read(target, { position: 0 }))
   const all = await Promise.all(reads)
   hook.disable()
