@@ -9,9 +9,9 @@ use crate::sink::out_of_memory;
 /// the page cache takes a third longer.
 const LINE: usize = 64;
 
-/// Bytes that begin at a cache line. Their memory is kept when they become fewer.
+/// Bytes that begin at a cache line. Their memory, and what is in it, is kept when they become fewer.
 #[derive(Debug, Default)]
-pub(crate) struct Buffer {
+pub struct Buffer {
     memory: Vec<u8>,
     begin: usize,
     length: usize,
@@ -22,7 +22,7 @@ impl Buffer {
     ///
     /// # Errors
     /// [`Error::Limit`](crate::Error::Limit) if the system gives no more memory.
-    pub(crate) fn resize(&mut self, length: usize) -> Result<()> {
+    pub fn resize(&mut self, length: usize) -> Result<()> {
         if self.begin.saturating_add(length) > self.memory.len() {
             let refused = || out_of_memory(length as u64);
             // Not kept while the new memory is asked for: nobody is promised the old bytes.
@@ -37,6 +37,11 @@ impl Buffer {
         }
         self.length = length;
         Ok(())
+    }
+
+    /// How long it can become without new memory, in bytes.
+    pub fn capacity(&self) -> usize {
+        self.memory.len().saturating_sub(self.begin)
     }
 }
 
@@ -68,6 +73,7 @@ mod tests {
             buffer.resize(length).unwrap();
             assert_eq!(buffer.len(), length);
             assert!(length == 0 || buffer.as_ptr().align_offset(LINE) == 0);
+            assert!(buffer.capacity() >= length);
             buffer.fill(7);
             assert!(buffer.iter().all(|&byte| byte == 7));
         }

@@ -29,6 +29,7 @@ pub mod storage;
 mod target;
 mod ticket;
 
+pub use buffer::Buffer;
 pub use cancel::CancelToken;
 pub use chain::{Chain, ChainOptions, DEFAULT_CACHE_BYTES, DecodedPiece, FetchContext, NowAnswer, NowPiece};
 pub use check::{CheckOptions, CheckReport, Finding, FindingCode, Severity, check};

@@ -2,57 +2,50 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use qcow2_engine::Error;
+use qcow2_engine::{Buffer, Error};
 
 /// What is kept at most, in bytes.
 const KEPT: usize = 8 << 20;
 /// Smaller ones are the allocator's: it is as quick.
 const SMALLEST: usize = 64 << 10;
 
-static BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static BUFFERS: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
 
 /// `length` bytes, which hold whatever was read into them before.
 ///
 /// # Errors
 /// [`Error::Limit`]: there is no memory.
-pub(crate) fn take(length: usize) -> Result<Vec<u8>, Error> {
+pub(crate) fn take(length: usize) -> Result<Buffer, Error> {
     let mut bytes = if length < SMALLEST {
-        Vec::new()
+        Buffer::default()
     } else {
         fitting(&mut lock(), length).unwrap_or_default()
     };
-    let more = length.saturating_sub(bytes.len());
-    bytes.try_reserve_exact(more).map_err(|_| Error::Limit {
-        limit: "memory",
-        allowed: 0,
-        wanted: length as u64,
-    })?;
-    // Shorter first: what is there already is not cleared again.
-    bytes.resize(length, 0);
+    bytes.resize(length)?;
     Ok(bytes)
 }
 
 /// Keeps a buffer for the next read, if there is room.
-pub(crate) fn give_back(bytes: Vec<u8>) {
+pub(crate) fn give_back(bytes: Buffer) {
     if bytes.capacity() < SMALLEST {
         return;
     }
     let mut kept = lock();
-    let total: usize = kept.iter().map(Vec::capacity).sum();
+    let total: usize = kept.iter().map(Buffer::capacity).sum();
     if total.saturating_add(bytes.capacity()) <= KEPT {
         kept.push(bytes);
     }
 }
 
 /// The smallest that is long enough, but not one that would hold much more than is asked for.
-fn fitting(kept: &mut Vec<Vec<u8>>, length: usize) -> Option<Vec<u8>> {
-    let fits = |bytes: &Vec<u8>| (length..=length.saturating_mul(4)).contains(&bytes.capacity());
+fn fitting(kept: &mut Vec<Buffer>, length: usize) -> Option<Buffer> {
+    let fits = |bytes: &Buffer| (length..=length.saturating_mul(4)).contains(&bytes.capacity());
     let best = kept.iter().enumerate().filter(|(_, bytes)| fits(bytes));
     let (index, _) = best.min_by_key(|(_, bytes)| bytes.capacity())?;
     Some(kept.swap_remove(index))
 }
 
-fn lock() -> MutexGuard<'static, Vec<Vec<u8>>> {
+fn lock() -> MutexGuard<'static, Vec<Buffer>> {
     BUFFERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -66,7 +59,7 @@ mod tests {
         let mut first = take(1 << 20).unwrap();
         first.fill(7);
         let place = first.as_ptr();
-        first.truncate(1 << 19);
+        first.resize(1 << 19).unwrap();
         give_back(first);
         let small = take(1 << 10).unwrap();
         assert_ne!(small.as_ptr(), place, "a small read took a large buffer");
@@ -74,9 +67,11 @@ mod tests {
         assert_eq!((again.as_ptr(), again.len()), (place, 1 << 20));
         give_back(again);
         for length in [1 << 22, 1 << 22, 1 << 22] {
-            give_back(vec![0; length]);
+            let mut large = Buffer::default();
+            large.resize(length).unwrap();
+            give_back(large);
         }
-        let total: usize = lock().iter().map(Vec::capacity).sum();
+        let total: usize = lock().iter().map(Buffer::capacity).sum();
         assert!(total <= KEPT, "{total}");
         assert!(matches!(take(usize::MAX), Err(Error::Limit { .. })));
     }

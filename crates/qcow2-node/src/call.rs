@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use napi::{Env, Result as NapiResult};
 use qcow2_engine::storage::MemoryStorage;
-use qcow2_engine::{CancelToken, Chain, Error, JobContext, Layer, Progress, guard};
+use qcow2_engine::{Buffer, CancelToken, Chain, Error, JobContext, Layer, Progress, guard};
 
 use crate::handles::{Handle, Resource};
 use crate::instance::{Cancellable, Instance};
@@ -127,7 +127,7 @@ impl Call {
         &mut self,
         target: ReadTarget,
         offset: usize,
-        read: impl FnOnce() -> Result<Vec<u8>, Error> + Send + 'static,
+        read: impl FnOnce() -> Result<Buffer, Error> + Send + 'static,
     ) -> Result<(), Error> {
         let (outbox, id, uses) = (
             Arc::clone(&self.instance.outbox),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use napi::bindgen_prelude::{FnArgs, Unknown};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode, UnknownReturnValue};
 use napi::{Env, Result as NapiResult, Status};
-use qcow2_engine::{Error, ProgressReport};
+use qcow2_engine::{Buffer, Error, ProgressReport};
 
 use crate::handles::Handle;
 use crate::instance::Instance;
@@ -46,7 +46,7 @@ pub(crate) enum Outcome {
     Bytes {
         target: ReadTarget,
         offset: usize,
-        bytes: Result<Vec<u8>, Error>,
+        bytes: Result<Buffer, Error>,
     },
     /// The call failed.
     Failed(Error),

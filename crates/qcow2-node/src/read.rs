@@ -46,7 +46,7 @@ pub fn read(
             let left = chain.virtual_size().saturating_sub(position.0);
             let mut bytes = buffers::take(length.min(usize::try_from(left).unwrap_or(usize::MAX)))?;
             let count = chain.read(position, &mut bytes)?;
-            bytes.truncate(count);
+            bytes.resize(count)?;
             Ok(bytes)
         })
     });
