@@ -8,7 +8,7 @@
 )]
 
 use std::hint::spin_loop;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::{mem, ptr};
@@ -21,8 +21,10 @@ use crate::parallel;
 const MOST: usize = 3;
 /// How often a helper without work looks for more before it sleeps: some 20 to 40 µs. Reads come in rows, and waking a thread takes longer.
 const LOOKS: u32 = 1000;
-/// How often the caller looks whether the last pieces are done before it sleeps: whoever has one of them may have lost its processor.
-const PATIENCE: u32 = 500;
+/// How often the caller looks whether the last pieces are done before it sleeps: whoever has one of them has lost its processor.
+const PATIENCE: u32 = 1500;
+/// Jobs that are then done without helpers: on a machine that busy, waiting for them costs more than they bring.
+const ALONE: u32 = 16;
 
 /// What is done to piece number so and so.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
@@ -32,19 +34,7 @@ type Work<'a> = dyn Fn(usize) + Sync + 'a;
 /// # Errors
 /// [`Error::Internal`] if `work` panicked; the other numbers were worked on all the same.
 pub(crate) fn share(count: usize, work: &Work<'_>) -> Result<()> {
-    let job = Arc::new(Job::new(count, work));
-    let posted = count > 1 && CREW.post(&job);
-    job.work(false);
-    if posted {
-        CREW.withdraw(&job);
-    }
-    job.wait();
-    if job.failed.load(Ordering::Relaxed) {
-        return Err(Error::Internal {
-            message: "a panic in a piece of shared work".to_owned(),
-        });
-    }
-    Ok(())
+    CREW.share(count, work)
 }
 
 struct Job {
@@ -108,34 +98,30 @@ impl Job {
         }
     }
 
-    fn wait(&self) {
-        let mut looks = 0;
-        while self.done.load(Ordering::Acquire) < self.count {
-            if looks < PATIENCE {
-                looks += 1;
-                spin_loop();
-            } else {
-                thread::park();
+    /// Returns when all pieces are done; whether that was soon.
+    fn wait(&self) -> bool {
+        let is_done = || self.done.load(Ordering::Acquire) >= self.count;
+        for _ in 0..PATIENCE {
+            if is_done() {
+                return true;
             }
+            spin_loop();
         }
+        while !is_done() {
+            thread::park();
+        }
+        false
     }
 }
 
-static CREW: Crew = Crew {
-    state: Mutex::new(State {
-        jobs: Vec::new(),
-        free: 0,
-        asleep: 0,
-        threads: 0,
-    }),
-    posts: AtomicU64::new(0),
-    wake: Condvar::new(),
-};
+static CREW: Crew = Crew::new();
 
 struct Crew {
     state: Mutex<State>,
     /// Jobs that were ever posted: what a helper that looks for work looks at.
     posts: AtomicU64,
+    /// Jobs that are still to be done without helpers.
+    alone: AtomicU32,
     wake: Condvar,
 }
 
@@ -148,6 +134,46 @@ struct State {
 }
 
 impl Crew {
+    const fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                jobs: Vec::new(),
+                free: 0,
+                asleep: 0,
+                threads: 0,
+            }),
+            posts: AtomicU64::new(0),
+            alone: AtomicU32::new(0),
+            wake: Condvar::new(),
+        }
+    }
+
+    fn share(&'static self, count: usize, work: &Work<'_>) -> Result<()> {
+        let job = Arc::new(Job::new(count, work));
+        let posted = count > 1 && !self.is_tired() && self.post(&job);
+        job.work(false);
+        if posted {
+            self.withdraw(&job);
+        }
+        if !job.wait() {
+            self.alone.store(ALONE, Ordering::Relaxed);
+        }
+        if job.failed.load(Ordering::Relaxed) {
+            return Err(Error::Internal {
+                message: "a panic in a piece of shared work".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the next job is one that is done without helpers.
+    fn is_tired(&self) -> bool {
+        let one_less = |left: u32| left.checked_sub(1);
+        self.alone
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+            .is_ok()
+    }
+
     /// Lets helpers see a job. `false`: there are none, and never will be.
     fn post(&'static self, job: &Arc<Job>) -> bool {
         let most = parallel::default_threads().saturating_sub(1).min(MOST);
@@ -213,7 +239,7 @@ impl Crew {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Barrier;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -229,19 +255,60 @@ mod tests {
         }
     }
 
+    /// A crew of the test's own: what one test does to it must not show in another.
+    fn crew() -> &'static Crew {
+        Box::leak(Box::new(Crew::new()))
+    }
+
     #[test]
     fn helpers_work_beside_the_caller() {
         if parallel::default_threads() == 1 {
             return;
         }
-        // Neither piece ends before the other has begun: one thread alone would stand still.
-        let both = Barrier::new(2);
-        for _ in 0..100 {
-            share(2, &|_| {
-                both.wait();
+        let crew = crew();
+        let together = || {
+            let met = AtomicUsize::new(0);
+            let both = AtomicBool::new(false);
+            crew.share(2, &|_| {
+                met.fetch_add(1, Ordering::SeqCst);
+                let begin = Instant::now();
+                while !both.load(Ordering::SeqCst) && begin.elapsed() < Duration::from_millis(100) {
+                    // The second piece begins while the first is still here.
+                    both.store(met.load(Ordering::SeqCst) == 2, Ordering::SeqCst);
+                    thread::yield_now();
+                }
+                met.store(100, Ordering::SeqCst);
             })
             .unwrap();
+            both.into_inner()
+        };
+        assert!((0..100).any(|_| together()));
+    }
+
+    #[test]
+    fn after_a_helper_was_waited_for_work_is_done_alone_for_a_while_and_then_shared_again() {
+        if parallel::default_threads() == 1 {
+            return;
         }
+        let crew = crew();
+        let caller = thread::current().id();
+        let shared = || {
+            let helped = AtomicBool::new(false);
+            crew.share(2, &|_| {
+                if thread::current().id() == caller {
+                    thread::sleep(Duration::from_millis(2));
+                } else {
+                    // Much longer than anybody looks.
+                    thread::sleep(Duration::from_millis(50));
+                    helped.store(true, Ordering::Relaxed);
+                }
+            })
+            .unwrap();
+            helped.into_inner()
+        };
+        assert!((0..200).any(|_| shared()), "no helper came");
+        assert!((0..ALONE).all(|_| !shared()), "a helper was asked again at once");
+        assert!((0..200).any(|_| shared()), "helpers were never asked again");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::storage::CallerMemory;
 
 /// From here on helpers copy too.
 const SHARED_FROM: usize = 256 << 10;
-/// What one thread copies at a time: some 12 µs.
-const UNIT: usize = 128 << 10;
+/// What one thread copies at a time: some 6 µs, which is how long the other may have to wait for it in the end.
+const UNIT: usize = 64 << 10;
 
 impl Chain {
     /// Fills `memory` with the bytes from `start` on as far as they can be had without waiting, and returns how many those were.
