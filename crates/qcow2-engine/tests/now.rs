@@ -173,3 +173,47 @@ fn the_index_answers_what_the_tables_say_whoever_asks_and_evicts_meanwhile() {
         }
     }
 }
+
+/// Every other cluster of 1 KiB is there: more runs in 16 MiB than a region keeps, and more than are looked up at a time.
+#[test]
+fn a_map_that_is_finer_than_what_is_kept_reads_right_all_the_same() {
+    let folder = Folder::new();
+    let mut model = vec![0; 20 << 20];
+    for (number, cluster) in model.chunks_mut(1024).enumerate().skip(1).step_by(2) {
+        cluster.fill(1 + (number % 255) as u8);
+    }
+    std::fs::write(folder.path("a.raw"), &model).unwrap();
+    let args = [
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        "-S",
+        "1k",
+        "-o",
+        "cluster_size=1k",
+    ];
+    qemu_img(&folder, &[&args[..], &["a.raw", "a.qcow2"]].concat());
+    let chain = chain_with(&folder, "a.qcow2", ChainOptions::default());
+    let runs = chain.resolve(GuestOffset(0), 16 << 20, usize::MAX).unwrap().len();
+    assert!(runs > 16_000, "{runs}");
+    let mut random = Random::new(1);
+    let (mut known, mut unknown) = (0, 0);
+    for round in 0..2 {
+        for _ in 0..6000 {
+            let (at, length) = (random.below(model.len() as u64), 1 + random.below(3000) as usize);
+            let expected = &model[at as usize..(at as usize + length).min(model.len())];
+            if let Some(bytes) = read_now(&chain, at, length) {
+                assert_same(&bytes, expected, "now");
+                known += round;
+                continue;
+            }
+            unknown += round;
+            let mut buffer = vec![0x77; length];
+            let count = chain.read(GuestOffset(at), &mut buffer).unwrap();
+            assert_same(&buffer[..count], expected, "read");
+        }
+    }
+    assert!(known > 1000 && unknown > 1000, "{known} known, {unknown} not");
+}
