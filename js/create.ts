@@ -2,7 +2,8 @@
  * `create`: a new, empty image.
  */
 
-import { stat } from 'node:fs/promises'
+import * as fs from 'node:fs'
+import { promisify } from 'node:util'
 import type { CreateFacts, Handle, Identity, LayerFacts } from './boundary.js'
 import { closeHandle } from './chain.js'
 import { createSpec, FILE_RULES, IMAGE_RULES, targetSpec } from './creating.js'
@@ -17,6 +18,9 @@ import { format, layerSettings } from './settings.js'
 import { narrow } from './sizes.js'
 import { beside, type LocatedTarget, locateTarget } from './source.js'
 import type { Format, Target } from './types.js'
+
+// As in gate.ts: node:fs/promises costs more than it is used for.
+const stat = promisify(fs.stat)
 
 /** How far down a chain is followed. */
 const DEEPEST = 200

@@ -16,12 +16,17 @@ import { closeWhenLost } from './native.js'
 import { readArguments } from './read-arguments.js'
 import type { Settings } from './settings.js'
 import { exact } from './sizes.js'
-import { DiskReadStream, type ReadStreamOptions, webStream } from './streams.js'
+import type { ReadStreamOptions } from './streams.js'
 import type { ByteCount, ChainLayer, Format, Notice, Run, SnapshotInfo } from './types.js'
 
 const debug = debuglog('qcow2')
 const opened = channel('qcow2:open')
 const closedChannel = channel('qcow2:close')
+
+/** Streams, loaded when one is asked for: with Node.js's own they take longer than opening a disk. */
+function streams(): typeof import('./streams.js') {
+  return require('./streams.js')
+}
 
 /** What {@link Disk.read} resolves to. */
 export interface ReadResult<B extends NodeJS.ArrayBufferView> {
@@ -168,7 +173,7 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
   createReadStream(options?: ReadStreamOptions): Readable & { readonly bytesRead: number } {
     return atEntry(this.createReadStream, () => {
       this.#refuseClosed()
-      return new DiskReadStream(this, options)
+      return new (streams().DiskReadStream)(this, options)
     })
   }
 
@@ -176,7 +181,7 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
   readable(options?: ReadStreamOptions): ReadableStream<Uint8Array> {
     return atEntry(this.readable, () => {
       this.#refuseClosed()
-      return webStream(this, options)
+      return streams().webStream(this, options)
     })
   }
 

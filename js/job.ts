@@ -118,7 +118,7 @@ class RunningJob<T> implements Job<T> {
   }
 
   async #observed(name: string, run: JobWork<T>['run'], onProgress: JobOptions['onProgress']): Promise<T> {
-    const began = performance.now()
+    const began = process.hrtime.bigint()
     let failure: { error: unknown } | undefined
     const listen = (progress: Progress): void => {
       this.#progress = progress
@@ -146,8 +146,8 @@ class RunningJob<T> implements Job<T> {
     }
   }
 
-  #publishEnd(name: string, began: number, error?: unknown): void {
-    const milliseconds = performance.now() - began
+  #publishEnd(name: string, began: bigint, error?: unknown): void {
+    const milliseconds = Number(process.hrtime.bigint() - began) / 1e6
     jobs.publish({ job: name, event: 'end', milliseconds, progress: this.#progress, ...(error === undefined ? {} : { error }) })
     debug('%s: %s after %d ms', name, error === undefined ? 'done' : error, Math.round(milliseconds))
   }

@@ -1,9 +1,11 @@
 /** New files: their names, and what can go wrong with them. */
-import { statSync } from 'node:fs'
-import { stat } from 'node:fs/promises'
+import * as fs from 'node:fs'
+import { promisify } from 'node:util'
 import { type Format, library, type Qcow2Error } from './library.js'
 import { Refusal } from './refusal.js'
 import { isSystemError, systemText, withoutPath, wordFault } from './texts.js'
+
+const stat = promisify(fs.stat)
 
 /** A name that is recorded in the image at `path`, as a path. */
 export function beside(path: string, name: string): string {
@@ -49,7 +51,7 @@ function wordTarget(error: Qcow2Error, file: string, format: Format): { text: st
   if (text !== undefined) return { text }
   if (code === 'LOCKED') return wordFault(error, file)
   const path = error.path ?? file
-  if (code === 'NOT_REGULAR' && statSync(path, { throwIfNoEntry: false })?.isDirectory())
+  if (code === 'NOT_REGULAR' && fs.statSync(path, { throwIfNoEntry: false })?.isDirectory())
     return { text: `Could not create '${path}': Is a directory` }
   if (!isSystemError(error)) return { text: withoutPath(error) }
   return { text: isCreation(error) ? `Could not create '${file}': ${systemText(error)}` : systemText(error) }
