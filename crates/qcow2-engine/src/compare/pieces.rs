@@ -12,8 +12,8 @@ use crate::pipeline::{self, Crowd};
 use crate::progress::JobContext;
 use crate::run::{Run, RunKind};
 
-/// Pieces under way, for each thread.
-const AHEAD: usize = 4;
+/// Pieces under way, for each thread: they hold no memory while they wait.
+const AHEAD: usize = 16;
 /// Runs that a resolve answers at most.
 const RUNS: usize = 1024;
 /// Differences are told by the sector.

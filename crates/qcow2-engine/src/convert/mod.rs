@@ -33,8 +33,8 @@ pub const MAX_SPARSE_SIZE: u64 = 16 << 20;
 pub const MAX_THREADS: usize = 64;
 /// Guest bytes that one worker handles at a time, at least.
 const CHUNK: u64 = 1 << 20;
-/// Chunks under way or waiting for their turn, for each worker.
-const AHEAD: usize = 3;
+/// Chunks under way or waiting for their turn, for each worker: as many as go on while the system keeps one worker from its processor.
+const AHEAD: usize = 8;
 /// Bytes that they take together at most, with their compressed forms. Eight of the largest, so that eight workers always have one each.
 const IN_FLIGHT: u64 = 32 << 20;
 
