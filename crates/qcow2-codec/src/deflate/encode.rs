@@ -32,7 +32,7 @@ const DEFAULT: Effort = Effort {
     depth: 10,
     nice: 64,
     reach3: 4096,
-    grain: 2560,
+    grain: 4096,
 };
 
 /// Levels 7 to 9.
