@@ -35,6 +35,10 @@ const DEFAULT: Effort = Effort {
     grain: 4096,
 };
 
+/// The same for short segments: dividing them into blocks, which pays for a shallow search elsewhere, saves little there.
+const DEFAULT_SHORT: Effort = Effort { depth: 32, ..DEFAULT };
+const SHORT: usize = 16_384;
+
 /// Levels 7 to 9.
 const SMALL: Effort = Effort {
     lazy: 2,
@@ -85,9 +89,11 @@ impl Deflate {
             let effort = &if sample.is_random() {
                 FAST
             } else {
+                let short = bytes.len() <= SHORT && self.effort == DEFAULT;
+                let effort = if short { DEFAULT_SHORT } else { self.effort };
                 Effort {
-                    reach3: sample.reach3(self.effort.reach3),
-                    ..self.effort
+                    reach3: sample.reach3(effort.reach3),
+                    ..effort
                 }
             };
             if effort.reach3 > 0 {
@@ -177,6 +183,10 @@ impl Sample {
 
     /// How far back a match of 3 bytes costs less than 3 literals do, where these cost what the sample says.
     fn reach3(&self, most: usize) -> usize {
+        // Few samples make any data look simpler than it is.
+        if self.taken < 512 {
+            return most;
+        }
         let literals = 3 * split::entropy_of_bytes(&self.counts) / u64::from(self.taken.max(1));
         // Half a dozen bits go into the two symbols, the rest is there for the distance's extra bits.
         let spare = (literals >> split::BIT).saturating_sub(6);
