@@ -332,6 +332,9 @@ test('compare tells where and why', async (t) => {
   await writeFile(longer, Buffer.concat([smallModel(), Buffer.alloc(512)]))
   t.like(await compare(top, longer), { identical: true, sizesDiffer: true })
   t.like(await compare(top, longer, { strict: true }), { identical: false, reason: 'size' })
+  // The command line lost qemu-img's warning here: nothing told such a difference from one in what both have.
+  await writeFile(longer, Buffer.concat([smallModel(), Buffer.alloc(512, 1)]))
+  t.deepEqual(await compare(top, longer), { identical: false, offset: smallModel().length, reason: 'size', sizesDiffer: true })
   t.like(await compare(smallModel(), top, { formatA: 'raw', formatB: 'qcow2' }), { identical: true })
   t.like(await compare(new Uint8Array(8 * MIB), memoryStorage(smallModel())), { identical: false, offset: MIB + 65536 })
 })

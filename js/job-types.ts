@@ -117,6 +117,7 @@ export interface CompareResult {
   identical: boolean
   /** First difference: start of the 512-byte sector, or of the differing run in strict mode. */
   offset?: number | bigint
+  /** `'size'`: behind the end of the shorter one the longer is not zeros, at `offset`; or, with `strict`, the sizes differ. */
   reason?: 'content' | 'size' | 'allocation'
   /** The virtual sizes differ; without `strict` that is no difference if the rest reads as zeros. */
   sizesDiffer: boolean

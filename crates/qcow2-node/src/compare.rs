@@ -38,26 +38,27 @@ pub fn compare(env: Env, id: CallId, a: Handle, b: Handle, options: CompareSpec)
         let options = CompareOptions { strict: options.strict };
         call.run(Lane::Long, move |job| {
             let answer = judge(&a, &b, options, job)?;
+            let common = a.virtual_size().min(b.virtual_size());
             // What the job held is let go before its end is told.
             drop((a, b));
-            Outcome::value(move |_, _, values| values.add(CompareFacts::from(answer)))
+            Outcome::value(move |_, _, values| values.add(facts(answer, common)))
         })
     })
 }
 
-impl From<Comparison> for CompareFacts {
-    fn from(answer: Comparison) -> Self {
-        let (reason, offset) = match answer.difference {
-            None => (None, None),
-            Some(Difference::Content(offset)) => (Some("content"), Some(offset)),
-            Some(Difference::Size) => (Some("size"), None),
-            Some(Difference::Allocation(offset)) => (Some("allocation"), Some(offset)),
-        };
-        Self {
-            identical: reason.is_none(),
-            offset: offset.map(|offset| offset.0.into()),
-            reason: reason.map(str::to_owned),
-            sizes_differ: answer.sizes_differ,
-        }
+/// `common`: bytes that both disks have. A difference behind them is one of size: there the longer one is not zeros.
+fn facts(answer: Comparison, common: u64) -> CompareFacts {
+    let (reason, offset) = match answer.difference {
+        None => (None, None),
+        Some(Difference::Content(offset)) if offset.0 >= common => (Some("size"), Some(offset)),
+        Some(Difference::Content(offset)) => (Some("content"), Some(offset)),
+        Some(Difference::Size) => (Some("size"), None),
+        Some(Difference::Allocation(offset)) => (Some("allocation"), Some(offset)),
+    };
+    CompareFacts {
+        identical: reason.is_none(),
+        offset: offset.map(|offset| offset.0.into()),
+        reason: reason.map(str::to_owned),
+        sizes_differ: answer.sizes_differ,
     }
 }
