@@ -1,7 +1,7 @@
 /**
  * What the command benchmarks work on: a disk with a file system full of real files, and images of it, all made by qemu-img.
  */
-import { readFileSync, statSync, writeFileSync } from 'node:fs'
+import { closeSync, openSync, readSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { makeDisk } from '../../scripts/lib/disk.mjs'
 import { must } from './process.js'
@@ -54,18 +54,21 @@ export async function makeImages(folder: string, quick: boolean): Promise<Images
 async function makeChain(folder: string): Promise<void> {
   const at = (name: string) => join(folder, name)
   await must('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', at('disk.raw'), at('layer0.qcow2')])
-  const disk = readFileSync(at('disk.raw'))
-  const [pieces, piece] = [16, 256 * 1024]
+  const disk = openSync(at('disk.raw'), 'r')
+  const { size } = statSync(at('disk.raw'))
+  const [pieces, piece] = [16, Buffer.alloc(256 * 1024)]
   for (let layer = 1; layer < 64; layer += 1) {
     const backing = ['-b', at(`layer${layer - 1}.qcow2`), '-F', 'qcow2']
     await must('qemu-img', ['create', '-q', '-f', 'qcow2', ...backing, at(`layer${layer}.qcow2`)])
     const writes: string[] = []
     for (let index = 0; index < pieces; index += 1) {
-      const place = Math.floor(((index * 64 + layer) * disk.length) / (pieces * 64) / piece) * piece
+      const place = Math.floor(((index * 64 + layer) * size) / (pieces * 64) / piece.length) * piece.length
       const source = at(`piece${index}`)
-      writeFileSync(source, disk.subarray(place, place + piece))
-      writes.push('-c', `write -q -s ${source} ${place} ${piece}`)
+      readSync(disk, piece, 0, piece.length, place)
+      writeFileSync(source, piece)
+      writes.push('-c', `write -q -s ${source} ${place} ${piece.length}`)
     }
     await must('qemu-io', ['-f', 'qcow2', ...writes, at(`layer${layer}.qcow2`)])
   }
+  closeSync(disk)
 }
