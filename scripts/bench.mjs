@@ -1,13 +1,18 @@
 // `npm run bench`: builds what is published, measures the commands beside qemu-img and the API beside node:fs (each file in benches/ is one
-// such measurement), prints the tables and puts them into docs/performance.md. `--quick` takes less data and fewer runs; `--no-write` leaves the page alone.
+// such measurement), prints the tables and puts them into docs/performance.md. `--quick` takes less data and fewer runs, `--pairs N` and
+// `--processes N` say how many runs of a command and how many processes of an API row; `--no-write` leaves the page alone.
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus, loadavg, release, totalmem } from 'node:os'
 import { join } from 'node:path'
+import { parseArgs } from 'node:util'
 import { must, root, which } from './lib/run.mjs'
 import { setup } from './setup.mjs'
 
 const words = process.argv.slice(2)
-const forwarded = words.filter((word) => word !== '--no-write')
+const { values: options } = parseArgs({
+  args: words,
+  options: { quick: { type: 'boolean' }, pairs: { type: 'string' }, processes: { type: 'string' }, 'no-write': { type: 'boolean' } },
+})
 await setup({ tests: true, profile: 'release' })
 if (!which('qemu-img')) throw new Error('the benchmark compares with qemu-img, which is not there')
 
@@ -17,18 +22,23 @@ for (const name of names()) {
   // `qcow2` is then the built package, not its sources.
   const env = { TSX_TSCONFIG_PATH: join(root, 'tsconfig.build.json') }
   const args = ['--require', join(root, 'node_modules', 'tsx', 'dist', 'cjs', 'index.cjs'), join(root, 'benches', `${name}.ts`)]
-  texts.push(
-    (await must(process.execPath, [...args, ...(name === 'commands' ? forwarded : forwarded.filter((word) => word === '--quick'))], { env })).trim(),
-  )
+  process.stderr.write(`${name} …\n`)
+  texts.push((await must(process.execPath, [...args, ...flags(name)], { env })).trim())
 }
 const text = `${await circumstances()}\n\n${texts.join('\n\n')}\n`
 console.log(text)
-if (!words.includes('--no-write')) writePage(text)
+if (!options['no-write']) writePage(text)
 
 /** The benchmarks that there are, whole commands first. */
 function names() {
   const all = readdirSync(join(root, 'benches')).filter((file) => file.endsWith('.ts'))
   return ['commands', ...all.map((file) => file.slice(0, -3)).filter((name) => name !== 'commands')]
+}
+
+/** What a benchmark is told of our own flags. */
+function flags(name) {
+  const count = name === 'commands' ? 'pairs' : name.startsWith('api') ? 'processes' : undefined
+  return [...(options.quick ? ['--quick'] : []), ...(count && options[count] ? [`--${count}`, options[count]] : [])]
 }
 
 async function circumstances() {
