@@ -177,14 +177,17 @@ fn an_image_has_the_properties_that_qemu_gives_its_own() {
 #[test]
 fn space_is_reserved_as_asked() {
     use std::os::unix::fs::MetadataExt;
+    // Where free space is in pieces, ext4 lists more than four of them in blocks of its own, which count as the file's: 4 KiB more were once
+    // taken for a fault of ours.
+    let own = |bytes: u64| bytes + (64 << 10);
     for (format, preallocation, least, most) in [
         (Format::Qcow2, Preallocation::Off, 0, 64 << 10),
         (Format::Qcow2, Preallocation::Metadata, 0, 300 << 10),
         (Format::Qcow2, Preallocation::Falloc, 8 << 20, 9 << 20),
         (Format::Qcow2, Preallocation::Full, 8 << 20, 9 << 20),
         (Format::Raw, Preallocation::Off, 0, 0),
-        (Format::Raw, Preallocation::Falloc, 8 << 20, 8 << 20),
-        (Format::Raw, Preallocation::Full, 8 << 20, 8 << 20),
+        (Format::Raw, Preallocation::Falloc, 8 << 20, own(8 << 20)),
+        (Format::Raw, Preallocation::Full, 8 << 20, own(8 << 20)),
     ] {
         let folder = Folder::new();
         let options = CreateOptions {
