@@ -49,7 +49,7 @@ async function circumstances() {
   // What else runs at the same time shows here, and then the table is worth less.
   const load = loadBefore.map((value) => value.toFixed(1)).join(' ')
   const date = new Date().toISOString().slice(0, 10)
-  return `${date}, commit ${commit}. ${machine}. ${qemu}; Node.js ${process.versions.node}; ${rust}. Load before: ${load}.\nCommand: \`npm run bench${['', ...words].join(' ')}\``
+  return `${date}, commit ${commit}. ${machine}. ${qemu}; Node.js ${process.versions.node}; ${rust}. Load before: ${load}.\nCommand: \`npm run bench${words.length > 0 ? ` -- ${words.join(' ')}` : ''}\``
 }
 
 function writePage(text) {
