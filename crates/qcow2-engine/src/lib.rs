@@ -13,6 +13,7 @@ mod compare;
 mod convert;
 mod create;
 mod crew;
+mod disk;
 mod error;
 mod layer;
 mod lock;
@@ -36,6 +37,7 @@ pub use check::{CheckOptions, CheckReport, Finding, FindingCode, Severity, check
 pub use compare::{CompareOptions, Comparison, Difference, compare};
 pub use convert::{ConvertOptions, ConvertReport, MAX_SPARSE_SIZE, MAX_THREADS, convert};
 pub use create::{CREATE_REFUSALS, CreateOptions, CreateReport, NewDataFile, create};
+pub use disk::{BitmapInfo, Disk, DiskOptions, NewBitmap, NewSnapshot, ResizeOptions, SnapshotChoice};
 pub use error::{Error, Result};
 pub use layer::{Format, Layer, LayerOptions, Limits};
 pub use lock::{ImageLock, LockMode, Locking};

@@ -155,6 +155,7 @@ impl LayerSpec {
     fn opener(self) -> Result<Opener, Error> {
         let options = LayerOptions {
             force_share: self.force_share,
+            writable: false,
             locking: match self.locking.as_str() {
                 "auto" => Locking::Auto,
                 "on" => Locking::On,

@@ -73,6 +73,8 @@ pub struct LayerOptions {
     pub force_share: bool,
     /// Whether locks are taken.
     pub locking: Locking,
+    /// For writing too: takes the locks of a writer, on the data file as well. Its storage is open for writing. Not together with `force_share`.
+    pub writable: bool,
     /// Bounds.
     pub limits: Limits,
     /// Only what the header, its extensions, the snapshot table and the bitmap directory say is wanted: encrypted images open, the data
@@ -80,6 +82,17 @@ pub struct LayerOptions {
     pub metadata_only: bool,
     /// Open in spite of faults that a check reports: a damaged snapshot table, an L1 table that passes the end of the file, encryption.
     pub for_check: bool,
+}
+
+impl LayerOptions {
+    /// How others see this use of the file.
+    pub(crate) fn lock_mode(&self) -> LockMode {
+        match (self.writable, self.force_share) {
+            (true, _) => LockMode::Write,
+            (false, true) => LockMode::ForceShare,
+            (false, false) => LockMode::ReadOnly,
+        }
+    }
 }
 
 /// The parts that only a qcow2 layer has.
@@ -222,12 +235,7 @@ impl Layer {
         if same_place(&*storage, &*self.storage) {
             return Err(self.state("SAME_FILE", "the image is named as its own data file"));
         }
-        let mode = if self.options.force_share {
-            LockMode::ForceShare
-        } else {
-            LockMode::ReadOnly
-        };
-        let (lock, notice) = ImageLock::acquire(storage.clone(), mode, self.options.locking)?;
+        let (lock, notice) = ImageLock::acquire(storage.clone(), self.options.lock_mode(), self.options.locking)?;
         self.locks.push(lock);
         self.notices.extend(notice);
         self.data_file = Some(storage);

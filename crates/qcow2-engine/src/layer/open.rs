@@ -8,7 +8,7 @@ use qcow2_format::{EncryptionMethod, Extensions, FormatError, Header, HostOffset
 
 use super::{Image, Layer, LayerOptions, tables};
 use crate::error::{Error, Result};
-use crate::lock::{ImageLock, LockMode};
+use crate::lock::ImageLock;
 use crate::notice::Notice;
 use crate::storage::Storage;
 
@@ -112,12 +112,7 @@ impl OpenFile<'_> {
 }
 
 fn lock(storage: &Arc<dyn Storage>, options: &LayerOptions) -> Result<(Vec<ImageLock>, Vec<Notice>)> {
-    let mode = if options.force_share {
-        LockMode::ForceShare
-    } else {
-        LockMode::ReadOnly
-    };
-    let (lock, notice) = ImageLock::acquire(storage.clone(), mode, options.locking)?;
+    let (lock, notice) = ImageLock::acquire(storage.clone(), options.lock_mode(), options.locking)?;
     let mut notices = Vec::from_iter(notice);
     if options.force_share {
         notices.push(Notice::new(
