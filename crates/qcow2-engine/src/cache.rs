@@ -100,6 +100,44 @@ impl<K: Copy + Eq + Hash, V: Cached> Cache<K, V> {
         state.bytes = 0;
     }
 
+    /// Changes the value at `key`, if it is there. If it is being loaded, what that finds serves those who wait for it and is not kept: it may be
+    /// older than the change.
+    pub(crate) fn change(&self, key: K, change: impl FnOnce(&mut V)) {
+        let mut state = self.state();
+        let State { slots, clock, .. } = &mut *state;
+        let Some(entry) = slots.get_mut(&key) else { return };
+        if entry.slot.value.get().is_none() {
+            slots.remove(&key);
+            clock.retain(|other| *other != key);
+            return;
+        }
+        match Arc::get_mut(&mut entry.slot).and_then(|slot| slot.value.get_mut()) {
+            Some(value) => change(value),
+            None => {
+                // Somebody is at the slot just now: he keeps what he has.
+                let Some(mut value) = entry.slot.value.get().cloned() else {
+                    return;
+                };
+                change(&mut value);
+                let slot = Slot {
+                    value: OnceLock::from(value),
+                    loading: Mutex::default(),
+                };
+                entry.slot = Arc::new(slot);
+            }
+        }
+    }
+
+    /// Forgets the value at `key`. If it is being loaded, what that finds serves those who wait for it and is not kept.
+    pub(crate) fn remove(&self, key: K) {
+        let mut state = self.state();
+        if let Some(entry) = state.slots.remove(&key) {
+            let freed = entry.slot.value.get().map_or(0, Cached::bytes);
+            state.bytes = state.bytes.saturating_sub(freed);
+            state.clock.retain(|other| *other != key);
+        }
+    }
+
     /// Whether the value at `key` is there, or being loaded.
     pub(crate) fn is_known(&self, key: K) -> bool {
         self.state().slots.contains_key(&key)

@@ -19,6 +19,7 @@ mod layer;
 mod lock;
 mod measure;
 mod notice;
+mod overlay;
 mod panics;
 mod parallel;
 mod pipeline;
@@ -37,6 +38,8 @@ pub use check::{CheckOptions, CheckReport, Finding, FindingCode, Severity, check
 pub use compare::{CompareOptions, Comparison, Difference, compare};
 pub use convert::{ConvertOptions, ConvertReport, MAX_SPARSE_SIZE, MAX_THREADS, convert};
 pub use create::{CREATE_REFUSALS, CreateOptions, CreateReport, NewDataFile, create};
+#[cfg(any(test, feature = "testing"))]
+pub use disk::weaken::Weaken;
 pub use disk::{BitmapInfo, Disk, DiskOptions, NewBitmap, NewSnapshot, ResizeOptions, SnapshotChoice};
 pub use error::{Error, Result};
 pub use layer::{Format, Layer, LayerOptions, Limits};

@@ -91,7 +91,7 @@ impl Chain {
 
     /// Whether the cluster at `at` is decoded, or will be, or need not be.
     fn decode_ahead(&self, at: GuestOffset) -> bool {
-        let end = GuestOffset(at.0.saturating_add(1).min(self.virtual_size));
+        let end = GuestOffset(at.0.saturating_add(1).min(self.virtual_size()));
         let mut found = None;
         if let Some(mut state) = self.index.try_lock() {
             state.known(at, end, |run| {

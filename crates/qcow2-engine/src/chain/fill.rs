@@ -34,7 +34,7 @@ impl Chain {
     /// # Errors
     /// As [`Chain::resolve`].
     pub(super) fn runs(&self, start: GuestOffset, length: u64, max: usize, runs: &mut Vec<Run>) -> Result<()> {
-        let end = GuestOffset(start.0.saturating_add(length).min(self.virtual_size));
+        let end = GuestOffset(start.0.saturating_add(length).min(self.virtual_size()));
         runs.clear();
         let (generation, has_room) = {
             let mut state = self.index.lock();

@@ -114,6 +114,15 @@ impl Index {
         }
     }
 
+    /// The map has changed: puts `runs`, in order and without gaps, in the place of what is known of their range. What is being looked up now is
+    /// not kept.
+    pub(super) fn change(&self, runs: &[Run]) {
+        let mut state = self.lock();
+        state.generation = state.generation.wrapping_add(1);
+        state.change(runs);
+        state.shrink(self.budget);
+    }
+
     /// Forgets everything, also what is being looked up now.
     pub(super) fn forget(&self) {
         let mut state = self.lock();
@@ -180,6 +189,31 @@ impl State {
                 next = next.and_then(|run| run.cut(end, run.end())).or_else(|| runs.next());
             }
             self.put_in_region(number, &inside);
+        }
+    }
+
+    /// As [`State::put`], but only where something is known; where there is no room, nothing is known any more.
+    fn change(&mut self, runs: &[Run]) {
+        for run in runs {
+            let mut left = Some(*run);
+            while let Some(run) = left {
+                let number = run.start.0 / REGION;
+                let end = GuestOffset((number + 1).saturating_mul(REGION));
+                left = run.cut(end, run.end());
+                let (Some(piece), Some(region)) = (run.cut(run.start, end), self.regions.get_mut(&number)) else {
+                    continue;
+                };
+                let before = region.bytes();
+                if region.runs.len() + 2 > MAX_RUNS {
+                    self.regions.remove(&number);
+                    self.clock.retain(|other| *other != number);
+                    self.bytes = self.bytes.saturating_sub(before);
+                    continue;
+                }
+                region.full = false;
+                region.put(&[piece]);
+                self.bytes = self.bytes.saturating_sub(before).saturating_add(region.bytes());
+            }
         }
     }
 

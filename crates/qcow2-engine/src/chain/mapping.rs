@@ -1,15 +1,18 @@
 //! One layer's answer for a guest range: the L1 and L2 walk.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use qcow2_format::{ClusterMapping, CompressedDescriptor, GuestOffset, HostOffset, L1Entry, L2Entry, Table};
+use qcow2_format::{ClusterMapping, CompressedDescriptor, GuestOffset, HostOffset, L2Entry, Table};
 
+use super::l1::{L1Entries, L1Table};
 use crate::cache::{Piece, TableCache};
 use crate::error::{Error, Result};
 use crate::layer::{Image, Layer};
+use crate::overlay::Overlay;
 
 /// Table pieces are at most this long: with large clusters a whole table would be megabytes for one lookup.
-const PIECE: u64 = 64 << 10;
+pub(super) const PIECE: u64 = 64 << 10;
 /// Every bit of an L2 word but COPIED, which does not matter to a reader.
 const NOT_COPIED: u64 = !(1 << 63);
 /// Entries that are compared at a time.
@@ -36,18 +39,22 @@ pub(crate) enum Answer {
 /// A layer as a chain sees it: the active disk, or one of its snapshots.
 #[derive(Debug)]
 pub(crate) struct View {
-    pub(crate) layer: Layer,
+    pub(crate) layer: Arc<Layer>,
     /// Its depth in the chain.
     pub(crate) depth: u32,
-    pub(crate) l1: Arc<[L1Entry]>,
-    pub(crate) virtual_size: u64,
+    pub(crate) l1: Arc<L1Table>,
+    size: AtomicU64,
     pub(crate) preallocated: OnceLock<bool>,
+    /// What is newer than the file, if somebody writes to this layer.
+    pub(crate) overlay: Option<Arc<Overlay>>,
 }
 
 /// The table piece that the last lookup in a view used.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cursor {
     last: Option<(HostOffset, Piece)>,
+    /// The L1 table, as it was when the walk came to the view.
+    l1: Option<L1Entries>,
     /// Whoever looks passes by: pieces behind the first go through one buffer and are not kept. The first is, for a walk that goes on where
     /// another one ended.
     passing: bool,
@@ -64,6 +71,33 @@ impl Cursor {
 }
 
 impl View {
+    /// `layer` at `depth`, seen through `l1`.
+    pub(crate) fn new(
+        layer: Arc<Layer>,
+        depth: u32,
+        l1: Arc<L1Table>,
+        virtual_size: u64,
+        overlay: Option<Arc<Overlay>>,
+    ) -> Self {
+        Self {
+            layer,
+            depth,
+            l1,
+            size: AtomicU64::new(virtual_size),
+            preallocated: OnceLock::new(),
+            overlay,
+        }
+    }
+
+    /// Size of the disk in bytes, as this layer has it.
+    pub(crate) fn virtual_size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_virtual_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+
     /// Whether the image's clusters were reserved before they were written. Looked up once, unless that fails.
     ///
     /// # Errors
@@ -86,17 +120,16 @@ impl View {
         cache: &TableCache,
         cursor: &mut Cursor,
     ) -> Result<(Answer, u64)> {
-        let limit = limit.min(self.virtual_size.saturating_sub(at.0)).max(1);
+        let limit = limit.min(self.virtual_size().saturating_sub(at.0)).max(1);
         let Some(image) = self.layer.image() else {
             return Ok((Answer::Data { host: HostOffset(at.0) }, limit));
         };
         let geometry = image.header.geometry;
         let l1_index = geometry.l1_index(at);
-        let Some(l2_offset) = self.l1_entry(l1_index).l2_offset() else {
-            return Ok((
-                Answer::Unallocated { host: None },
-                self.empty_span(image, at, l1_index, limit),
-            ));
+        let l1 = cursor.l1.get_or_insert_with(|| self.l1.entries());
+        let Some(l2_offset) = l1.get(l1_index).l2_offset() else {
+            let span = empty_span(l1, image, at, l1_index, limit);
+            return Ok((Answer::Unallocated { host: None }, span));
         };
         let (cluster_size, entry_size) = (geometry.cluster_size(), geometry.l2_entry_size());
         if !l2_offset.is_aligned(cluster_size) {
@@ -126,33 +159,6 @@ impl View {
         let geometry = self.layer.image()?.header.geometry;
         let entries = geometry.cluster_size().min(PIECE) / geometry.l2_entry_size();
         Some(entries.saturating_mul(geometry.cluster_size()))
-    }
-
-    fn l1_entry(&self, index: u64) -> L1Entry {
-        let index = usize::try_from(index).unwrap_or(usize::MAX);
-        self.l1.get(index).copied().unwrap_or_default()
-    }
-
-    /// How far from `at` the L1 entries are empty: a hole of any size is one step.
-    fn empty_span(&self, image: &Image, at: GuestOffset, index: u64, limit: u64) -> u64 {
-        let span = image.header.geometry.l1_entry_span();
-        let rest = usize::try_from(index)
-            .ok()
-            .and_then(|index| self.l1.get(index..))
-            .unwrap_or_default();
-        let wanted = usize::try_from(limit / span + 2).unwrap_or(usize::MAX);
-        let rest = rest.get(..wanted).unwrap_or(rest);
-        let empty = rest
-            .iter()
-            .take_while(|entry| entry.l2_offset().is_none())
-            .count()
-            .max(1) as u64;
-        if empty == rest.len() as u64 {
-            // Beyond the table there is nothing either; the limit ends inside what was looked at, or at the view's end.
-            return limit;
-        }
-        let end = index.saturating_add(empty).saturating_mul(span);
-        end.saturating_sub(at.0).clamp(1, limit)
     }
 
     fn piece(
@@ -196,7 +202,10 @@ impl View {
         let wanted = usize::try_from(cluster_size.min(PIECE)).unwrap_or(0);
         // Of a table that is one piece, the read tells.
         if cluster_size > PIECE {
-            let length = length()?;
+            let length = match &self.overlay {
+                Some(overlay) => overlay.length(storage).map_err(Error::io("stat", storage))?,
+                None => length()?,
+            };
             if l2_offset.checked_add(cluster_size).is_none_or(|end| end.0 > length) {
                 return Err(truncated(length));
             }
@@ -206,9 +215,11 @@ impl View {
             piece = std::iter::repeat_n(0, wanted).collect();
         }
         let bytes = Arc::get_mut(&mut piece).unwrap_or_default();
-        let filled = storage
-            .read_at(piece_offset, bytes)
-            .map_err(Error::io("read", storage))?;
+        let filled = match &self.overlay {
+            Some(overlay) => overlay.read(storage, piece_offset, bytes),
+            None => storage.read_at(piece_offset, bytes),
+        };
+        let filled = filled.map_err(Error::io("read", storage))?;
         if filled < wanted {
             return Err(truncated(length()?.min(piece_offset.0.saturating_add(filled as u64))));
         }
@@ -234,6 +245,20 @@ impl View {
             fault,
         }
     }
+}
+
+/// How far from `at` the L1 entries are empty: a hole of any size is one step.
+fn empty_span(l1: &L1Entries, image: &Image, at: GuestOffset, index: u64, limit: u64) -> u64 {
+    let span = image.header.geometry.l1_entry_span();
+    let wanted = limit / span + 2;
+    let behind = l1.len().saturating_sub(index).min(wanted);
+    let empty = l1.empty(index, behind).max(1);
+    if empty >= behind {
+        // Beyond the table there is nothing either; the limit ends inside what was looked at, or at the view's end.
+        return limit;
+    }
+    let end = index.saturating_add(empty).saturating_mul(span);
+    end.saturating_sub(at.0).clamp(1, limit)
 }
 
 /// The walk along the entries of one table piece.

@@ -1,10 +1,12 @@
 //! Layers as one disk.
 
 mod ahead;
+mod changed;
 mod decoded;
 mod fetch;
 mod fill;
 mod index;
+pub(crate) mod l1;
 mod lane;
 pub(crate) mod mapping;
 mod now;
@@ -12,7 +14,7 @@ mod preallocated;
 pub(crate) mod resolve;
 mod streams;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use qcow2_format::GuestOffset;
 
@@ -22,6 +24,7 @@ pub use now::{DecodedPiece, NowAnswer, NowPiece};
 use crate::cache::TableCache;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, same_place};
+use crate::overlay::Overlay;
 use crate::parallel;
 use crate::run::{Run, RunKind};
 use crate::storage::Storage;
@@ -29,6 +32,7 @@ use crate::ticket::{Ticket, Tickets};
 use decoded::Decoded;
 use fetch::Reader;
 use index::Index;
+use l1::L1Table;
 use mapping::View;
 
 /// Byte budget of a chain's caches if nobody says.
@@ -60,14 +64,13 @@ impl Default for ChainOptions {
     }
 }
 
-/// Layers as one disk, top first. Read-only, and shared between threads.
+/// Layers as one disk, top first. Shared between threads. Only a [`Disk`](crate::Disk) changes anything in it.
 #[derive(Debug)]
 pub struct Chain {
     views: Vec<Arc<View>>,
     /// Where their guest clusters stand: what a read goes to is one step away instead of three, none of which are in the processor's cache if there
     /// are many layers.
     storages: Vec<Arc<dyn Storage>>,
-    virtual_size: u64,
     cache: TableCache,
     index: Index,
     /// See [`fill::span`].
@@ -84,6 +87,15 @@ impl Chain {
     /// [`Error::State`] with code `BACKING_LOOP`, `DATA_FILE_REQUIRED`, `BACKING_REQUIRED`, `METADATA_ONLY` or `NO_SNAPSHOT`; [`Error::Limit`]
     /// for too many layers; [`Error::Encrypted`]; [`Error::Invalid`] for no layers, or one under a raw layer; what is wrong with the snapshot.
     pub fn new(layers: Vec<Layer>, options: ChainOptions) -> Result<Self> {
+        Self::with_overlay(layers, options, None)
+    }
+
+    /// The same, for whoever writes to the top layer: `overlay` holds what is newer there than the file.
+    pub(crate) fn with_overlay(
+        layers: Vec<Layer>,
+        options: ChainOptions,
+        overlay: Option<Arc<Overlay>>,
+    ) -> Result<Self> {
         check(&layers, &options)?;
         let mut views = Vec::with_capacity(layers.len());
         for (depth, layer) in (0u32..).zip(layers) {
@@ -92,24 +104,24 @@ impl Chain {
                 (_, Some(image)) => (image.l1.clone(), layer.virtual_size()),
                 (_, None) => (Default::default(), layer.virtual_size()),
             };
-            views.push(Arc::new(View {
-                layer,
-                depth,
-                l1,
-                virtual_size,
-                preallocated: OnceLock::new(),
-            }));
+            let overlay = overlay.clone().filter(|_| depth == 0);
+            let l1 = Arc::new(L1Table::new(&l1));
+            views.push(Arc::new(View::new(Arc::new(layer), depth, l1, virtual_size, overlay)));
         }
-        let tables: u64 = views.iter().map(|view| view.l1.len() as u64 * 8).sum();
+        Self::of_views(views, options.cache_bytes)
+    }
+
+    /// A chain of views, the first being the top.
+    pub(crate) fn of_views(views: Vec<Arc<View>>, cache_bytes: u64) -> Result<Self> {
+        let tables: u64 = views.iter().map(|view| view.l1.entries().len() * 8).sum();
         let allowed = views.first().map_or(0, |view| view.layer.options().limits.max_memory);
         let room = allowed.checked_sub(tables).ok_or(Error::Limit {
             limit: "maxMemory",
             allowed,
             wanted: tables,
         })?;
-        let budget = options.cache_bytes.min(room);
+        let budget = cache_bytes.min(room);
         Ok(Self {
-            virtual_size: views.first().map_or(0, |view| view.virtual_size),
             cache: TableCache::new(budget / 8 * 3),
             index: Index::new(budget / 8),
             fill_span: fill::span(&views),
@@ -123,12 +135,12 @@ impl Chain {
 
     /// Size of the disk in bytes: that of the top layer, or of its snapshot.
     pub fn virtual_size(&self) -> u64 {
-        self.virtual_size
+        self.views.first().map_or(0, |view| view.virtual_size())
     }
 
     /// The layers, top first.
     pub fn layers(&self) -> impl ExactSizeIterator<Item = &Layer> + Clone {
-        self.views.iter().map(|view| &view.layer)
+        self.views.iter().map(|view| &*view.layer)
     }
 
     /// The layer at `depth`.
@@ -176,7 +188,7 @@ impl Chain {
     /// Those of [`Chain::resolve`] and [`Chain::fetch`].
     pub fn read(&self, offset: GuestOffset, buffer: &mut [u8]) -> Result<usize> {
         let _ticket = self.ticket();
-        let there = self.virtual_size.saturating_sub(offset.0);
+        let there = self.virtual_size().saturating_sub(offset.0);
         let count = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
         let mut rest = buffer.get_mut(..count).unwrap_or_default();
         let mut at = offset;

@@ -85,7 +85,7 @@ impl Chain {
     /// None: somebody has the lock, the index does not know all of the range, or it is in more than a few pieces or in compressed clusters that are
     /// not at hand. [`Chain::read`] answers then, and the same question has an answer afterwards more often than not.
     pub fn now(&self, start: GuestOffset, length: usize) -> Option<NowAnswer<'_>> {
-        let there = self.virtual_size.saturating_sub(start.0);
+        let there = self.virtual_size().saturating_sub(start.0);
         let length = usize::try_from(there).unwrap_or(usize::MAX).min(length);
         let mut answer = NowAnswer {
             pieces: [const { None }; PIECES],

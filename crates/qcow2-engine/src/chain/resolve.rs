@@ -83,10 +83,10 @@ impl<'a> Walk<'a> {
             let Some(below) = self.chain.views.get(known + 1) else {
                 return Ok(Some(self.piece(limit, view, answer, false)));
             };
-            if at.0 >= below.virtual_size {
+            if at.0 >= below.virtual_size() {
                 return Ok(Some(self.piece(limit, view, answer, true)));
             }
-            limit = limit.min(below.virtual_size - at.0);
+            limit = limit.min(below.virtual_size() - at.0);
             level.clear = at.0 + limit;
             known += 1;
         }

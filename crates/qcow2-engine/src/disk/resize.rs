@@ -1,6 +1,6 @@
 //! Growing and shrinking.
 
-use super::{Disk, later};
+use super::Disk;
 use crate::error::Result;
 use crate::sink::Preallocation;
 
@@ -23,5 +23,13 @@ impl Disk {
     pub fn resize(&self, size: u64, options: ResizeOptions) -> Result<()> {
         let _ = (size, options);
         Err(later())
+    }
+}
+
+fn later() -> crate::Error {
+    crate::Error::State {
+        code: "NOT_YET",
+        path: None,
+        reason: "not there yet".into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use qcow2_format::Snapshot;
 
-use super::{Disk, later};
+use super::Disk;
 use crate::chain::Chain;
 use crate::error::Result;
 
@@ -82,5 +82,13 @@ impl Disk {
     pub fn snapshot_view(&self, which: &SnapshotChoice) -> Result<Chain> {
         let _ = which;
         Err(later())
+    }
+}
+
+fn later() -> crate::Error {
+    crate::Error::State {
+        code: "NOT_YET",
+        path: None,
+        reason: "not there yet".into(),
     }
 }

@@ -1,0 +1,68 @@
+//! Host clusters that no guest data and no new table may ever be put in: the image's own structures. Refcounts that say otherwise are wrong.
+
+use std::collections::{BTreeMap, HashSet};
+
+use qcow2_format::{Geometry, Header, HostOffset, Snapshot};
+
+/// The clusters of header, active L1 table, refcount structure, snapshot table and snapshots' L1 tables.
+#[derive(Debug, Default)]
+pub(super) struct Guard {
+    /// Rows of clusters: the first, and how many.
+    rows: BTreeMap<u64, u64>,
+    /// Offsets of refcount blocks.
+    blocks: HashSet<u64>,
+    bits: u32,
+}
+
+impl Guard {
+    pub(super) fn new(header: &Header, refcount_table: &[u64], snapshots: &[Snapshot]) -> Self {
+        let geometry = header.geometry;
+        let mut guard = Self {
+            bits: geometry.cluster_bits(),
+            ..Self::default()
+        };
+        guard.add(0, 1);
+        guard.add_bytes(geometry, header.l1_offset, u64::from(header.l1_entries) * 8);
+        guard.add_bytes(geometry, header.refcount_table_offset, header.refcount_table_bytes());
+        for snapshot in snapshots {
+            guard.add_bytes(geometry, snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8);
+        }
+        for &block in refcount_table.iter().filter(|&&block| block != 0) {
+            guard.add_block(block, geometry);
+        }
+        guard
+    }
+
+    /// Adds the clusters that a range of bytes touches.
+    pub(super) fn add_bytes(&mut self, geometry: Geometry, offset: HostOffset, length: u64) {
+        if length > 0 {
+            let first = geometry.cluster_index(offset).0;
+            let end = geometry.clusters(offset.0.saturating_add(length));
+            self.add(first, end.saturating_sub(first));
+        }
+    }
+
+    pub(super) fn add(&mut self, first: u64, count: u64) {
+        let row = self.rows.entry(first).or_default();
+        *row = count.max(*row);
+    }
+
+    pub(super) fn add_block(&mut self, offset: u64, geometry: Geometry) {
+        self.blocks.insert(offset);
+        self.bits = geometry.cluster_bits();
+    }
+
+    /// The row that begins at `first` is nobody's any more.
+    pub(super) fn remove(&mut self, first: u64, _count: u64) {
+        self.rows.remove(&first);
+    }
+
+    pub(super) fn has(&self, cluster: u64) -> bool {
+        let row = self.rows.range(..=cluster).next_back();
+        row.is_some_and(|(first, count)| cluster - first < *count) || self.blocks.contains(&(cluster << self.bits))
+    }
+
+    pub(super) fn is_refcount_block(&self, offset: u64) -> bool {
+        self.blocks.contains(&offset)
+    }
+}
