@@ -11,9 +11,9 @@ use crate::units::HostOffset;
 /// Bytes of a directory entry before its extra data.
 const FIXED: u64 = 24;
 /// Flag: the bitmap was in use and is inconsistent.
-const IN_USE: u32 = 1;
+pub const IN_USE: u32 = 1;
 /// Flag: the bitmap follows every write.
-const AUTO: u32 = 1 << 1;
+pub const AUTO: u32 = 1 << 1;
 
 /// An entry of the bitmap directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,11 @@ impl Bitmap {
         1u64.wrapping_shl(self.granularity_bits as u32)
     }
 
+    /// Bytes of its directory entry.
+    pub const fn entry_bytes(&self) -> u64 {
+        FIXED.saturating_add(self.name.len() as u64).saturating_add(7) & !7
+    }
+
     /// Bytes of bitmap data that a disk of `virtual_size` bytes needs.
     pub const fn data_bytes(&self, virtual_size: u64) -> u64 {
         virtual_size.div_ceil(self.granularity()).div_ceil(8)
@@ -57,6 +62,16 @@ impl Bitmap {
 pub struct BitmapTableEntry(pub u64);
 
 impl BitmapTableEntry {
+    /// No data, and every bit is zero.
+    pub const ZEROS: Self = Self(0);
+    /// No data, and every bit is one.
+    pub const ONES: Self = Self(1);
+
+    /// The data stands at `offset`.
+    pub const fn data(offset: HostOffset) -> Self {
+        Self(offset.0)
+    }
+
     /// Host offset of the data; `None`: all zeros, or all ones with [`BitmapTableEntry::all_ones`].
     pub const fn data_offset(self) -> Option<HostOffset> {
         match self.0 & 0x00ff_ffff_ffff_fe00 {
@@ -79,6 +94,25 @@ impl BitmapTableEntry {
                 0xff00_0000_0000_01fe
             }
     }
+}
+
+/// Where the flags stand in a directory entry. They never cross a sector, since entries begin at multiples of 8.
+pub const FLAGS_AT: u64 = 12;
+
+/// The directory of `bitmaps`, in their order.
+pub fn encode_directory(bitmaps: &[Bitmap]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for bitmap in bitmaps {
+        out.extend_from_slice(&bitmap.table_offset.0.to_be_bytes());
+        out.extend_from_slice(&bitmap.table_entries.to_be_bytes());
+        out.extend_from_slice(&bitmap.flags.to_be_bytes());
+        out.extend_from_slice(&[1, bitmap.granularity_bits]);
+        out.extend_from_slice(&u16::try_from(bitmap.name.len()).unwrap_or(u16::MAX).to_be_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(bitmap.name.as_bytes());
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+    out
 }
 
 /// Reads a directory of `count` bitmaps that begins at `offset` of the file and is exactly `bytes` long.

@@ -7,10 +7,10 @@ use crate::header::{EncryptionMethod, Header, Version};
 use crate::limits;
 use crate::units::HostOffset;
 
-const END: u32 = 0;
+pub(crate) const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xE279_2ACA;
 const FEATURE_NAMES: u32 = 0x6803_F857;
-const BITMAPS: u32 = 0x2385_2875;
+pub(crate) const BITMAPS: u32 = 0x2385_2875;
 const ENCRYPTION: u32 = 0x0537_BE77;
 const DATA_FILE: u32 = 0x4441_5441;
 /// Stands for every type that is not known here.
@@ -234,12 +234,7 @@ impl Extensions {
             put(&mut tail, FEATURE_NAMES, &encode_names(&self.feature_names));
         }
         if let Some(bitmaps) = self.bitmaps {
-            let head = (u64::from(bitmaps.count) << 32).to_be_bytes();
-            let place = [
-                bitmaps.directory_size.to_be_bytes(),
-                bitmaps.directory_offset.0.to_be_bytes(),
-            ];
-            put(&mut tail, BITMAPS, &[head, place[0], place[1]].concat());
+            put(&mut tail, BITMAPS, &bitmaps_data(bitmaps));
         }
         for (kind, data) in &self.unknown {
             put(&mut tail, *kind, data);
@@ -278,6 +273,41 @@ impl Extensions {
 fn head(room: &[u8], at: u64) -> Option<(u32, u32)> {
     let at = usize::try_from(at).ok()?;
     Some((be32(room, at)?, be32(room, at.checked_add(4)?)?))
+}
+
+/// The extensions of an image's first cluster, up to and with the end marker if there is one: where each begins, its type, where the next one does.
+pub(crate) fn heads(cluster: &[u8], header: &Header) -> Vec<(u64, u32, u64)> {
+    let end = header
+        .backing_name
+        .map_or(header.geometry.cluster_size(), |(offset, _)| offset.0);
+    let room = usize::try_from(end).unwrap_or(usize::MAX).min(cluster.len());
+    let room = cluster.get(..room).unwrap_or_default();
+    let mut heads = Vec::new();
+    let mut at = u64::from(header.length);
+    while let Some((kind, length)) = head(room, at) {
+        let next = round_up_8(at.saturating_add(8).saturating_add(u64::from(length))).unwrap_or(u64::MAX);
+        heads.push((at, kind, next));
+        if kind == END {
+            break;
+        }
+        at = next;
+    }
+    heads
+}
+
+/// Data of the bitmaps extension.
+pub(crate) fn bitmaps_data(bitmaps: BitmapsExtension) -> Vec<u8> {
+    let words = [
+        u64::from(bitmaps.count) << 32,
+        bitmaps.directory_size,
+        bitmaps.directory_offset.0,
+    ];
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
+}
+
+/// Type and length of the bitmaps extension.
+pub(crate) fn bitmaps_head() -> [u8; 8] {
+    (u64::from(BITMAPS) << 32 | 24).to_be_bytes()
 }
 
 fn put(out: &mut Vec<u8>, kind: u32, data: &[u8]) {

@@ -17,6 +17,7 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 pub mod bitmap;
+pub mod bitmap_switch;
 mod bytes;
 mod compressed;
 pub mod entry;
