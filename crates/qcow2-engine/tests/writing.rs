@@ -13,7 +13,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qcow2_engine::storage::{AllowSpecial, FileStorage, OpenMode};
-use qcow2_engine::{CheckOptions, Disk, DiskOptions, JobContext, Layer, LayerOptions, Storage, check};
+use qcow2_engine::{
+    CheckOptions, Disk, DiskOptions, JobContext, Layer, LayerOptions, Preallocation, ResizeOptions, Storage, check,
+};
 use qcow2_format::GuestOffset;
 use support::{Folder, Random, assert_same, qemu_img, qemu_io, run};
 
@@ -139,12 +141,12 @@ fn make(folder: &Folder, shape: &Shape, random: &mut Random) -> Vec<u8> {
 }
 
 /// A range, aligned more often than not.
-fn range(random: &mut Random) -> (usize, usize) {
+fn range(random: &mut Random, size: usize) -> (usize, usize) {
     let unit = *random.pick(&[1, 512, 512, 4096, 65536]);
-    let begin = random.below(SIZE as u64) as usize / unit * unit;
+    let begin = random.below(size as u64) as usize / unit * unit;
     let most = *random.pick(&[700, 5000, 70_000, 400_000]);
     let length = (1 + random.below(most) as usize).next_multiple_of(unit);
-    (begin, length.min(SIZE - begin))
+    (begin, length.min(size - begin))
 }
 
 fn judge(folder: &Folder, shape: &Shape, model: &[u8]) {
@@ -170,9 +172,9 @@ fn exercise(shape: &Shape, seed: u64) {
     for _ in 0..4 {
         let disk = Disk::open(layers(&folder, shape), DiskOptions::default()).unwrap();
         for _ in 0..120 {
-            let (begin, length) = range(&mut random);
+            let (begin, length) = range(&mut random, model.len());
             let at = GuestOffset(begin as u64);
-            match random.below(10) {
+            match random.below(11) {
                 0..=4 => {
                     let mut bytes = vec![0; length];
                     for chunk in bytes.chunks_mut(512) {
@@ -204,6 +206,27 @@ fn exercise(shape: &Shape, seed: u64) {
                     }
                 }
                 8 => disk.flush().unwrap(),
+                9 if random.below(4) == 0 => {
+                    let size = 1 + random.below(10_000) as usize;
+                    let preallocation = *random.pick(&[
+                        Preallocation::Off,
+                        Preallocation::Off,
+                        Preallocation::Metadata,
+                        Preallocation::Falloc,
+                        Preallocation::Full,
+                    ]);
+                    let options = ResizeOptions {
+                        shrink: size * 512 < model.len(),
+                        preallocation: if size * 512 < model.len() {
+                            Preallocation::Off
+                        } else {
+                            preallocation
+                        },
+                    };
+                    disk.resize(size as u64 * 512, options).unwrap();
+                    model.resize(size * 512, 0);
+                    assert_eq!(disk.chain().virtual_size(), size as u64 * 512);
+                }
                 _ => {
                     let mut bytes = vec![1; length];
                     assert_eq!(disk.chain().read(at, &mut bytes).unwrap(), length);
@@ -211,7 +234,7 @@ fn exercise(shape: &Shape, seed: u64) {
                 }
             }
         }
-        let mut bytes = vec![1; SIZE];
+        let mut bytes = vec![1; model.len()];
         disk.chain().read(GuestOffset(0), &mut bytes).unwrap();
         assert_same(&bytes, &model, shape.name);
         disk.close().unwrap();
@@ -225,8 +248,8 @@ fn exercise(shape: &Shape, seed: u64) {
             );
         }
         // qemu changes it in between.
-        let (begin, length) = (random.below(SIZE as u64 / 512) as usize * 512, 512 * 9);
-        let length = length.min(SIZE - begin);
+        let begin = random.below(model.len() as u64 / 512) as usize * 512;
+        let length = (512 * 9).min(model.len() - begin);
         qemu_io(&folder, "a.qcow2", &[format!("write -P 0xa7 {begin} {length}")]);
         model[begin..begin + length].fill(0xa7);
     }

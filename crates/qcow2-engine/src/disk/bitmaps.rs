@@ -124,6 +124,11 @@ impl Image {
         Ok(())
     }
 
+    /// The disk is about to change its size.
+    pub(super) fn resize_bitmaps(&self, _old: u64, _new: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// After the last one.
     pub(super) fn store_bitmaps(&self) -> Result<()> {
         Ok(())

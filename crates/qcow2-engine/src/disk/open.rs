@@ -8,7 +8,7 @@ use qcow2_format::{Header, HostOffset, RefcountTableEntry, Snapshot};
 
 use super::flush::FlushLog;
 use super::raw::RawDisk;
-use super::state::State;
+use super::state::{State, to_len};
 use super::weaken::Weaken;
 use super::{Disk, DiskOptions, Image, Top, bitmaps};
 use crate::chain::l1::L1Table;
@@ -134,7 +134,7 @@ fn refcount_table(layer: &Layer, header: &Header) -> Result<Vec<u64>> {
             "the refcount table is not there: check the image and repair it",
         ));
     }
-    let mut table = vec![0; super::write::to_len(bytes)];
+    let mut table = vec![0; to_len(bytes)];
     storage
         .read_at(offset, &mut table)
         .map_err(Error::io("read", storage))?;

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use qcow2_format::HostOffset;
 
+use super::state::to_len;
 use crate::error::{Error, Result};
+use crate::sink::Preallocation;
 use crate::storage::Storage;
 
 /// Zeros that are written at a time.
@@ -44,17 +46,41 @@ impl RawDisk {
         {
             return Ok(());
         }
-        let zeros = vec![0; super::write::to_len(ZEROS.min(length))];
+        let zeros = vec![0; to_len(ZEROS.min(length))];
         let end = offset + length;
         let mut at = offset;
         while at < end {
-            let bytes = zeros
-                .get(..super::write::to_len((end - at).min(ZEROS)))
-                .unwrap_or_default();
+            let bytes = zeros.get(..to_len((end - at).min(ZEROS))).unwrap_or_default();
             self.write(at, bytes)?;
             at += bytes.len() as u64;
         }
         Ok(())
+    }
+
+    pub(super) fn resize(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.wrote.store(true, Ordering::SeqCst);
+        self.storage
+            .set_length(size)
+            .map_err(Error::io("truncate", &*self.storage))?;
+        let length = size.saturating_sub(old);
+        let reserved = match preallocation {
+            Preallocation::Off | Preallocation::Metadata => Ok(true),
+            Preallocation::Falloc => self.storage.allocate(HostOffset(old), length),
+            Preallocation::Full => Ok(false),
+        };
+        let reserved = reserved.map_err(Error::io("allocate", &*self.storage));
+        let filled = reserved.and_then(|reserved| {
+            if reserved {
+                Ok(())
+            } else {
+                self.zero(old, length, false)
+            }
+        });
+        if let Err(error) = filled {
+            let _ = self.storage.set_length(old);
+            return Err(error);
+        }
+        self.flush()
     }
 
     /// The error of a failed sync is the disk's last: see the caller.

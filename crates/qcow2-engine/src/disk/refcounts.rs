@@ -2,7 +2,7 @@
 
 use qcow2_format::{ClusterIndex, HostOffset, Table};
 
-use super::state::{State, Step, Stop, internal};
+use super::state::{State, Step, Stop, internal, to_len};
 use crate::error::Error;
 use crate::overlay::Class;
 
@@ -52,7 +52,7 @@ impl State {
     /// The place of a refcount: its piece, and its index there.
     fn slot(&self, block: u64, index: usize) -> (u64, usize) {
         let bits = self.order.bits() as usize;
-        let per_piece = self.piece_size() as usize * 8 / bits;
+        let per_piece = to_len(self.piece_size()) * 8 / bits;
         (
             block + (index / per_piece) as u64 * self.piece_size(),
             index % per_piece,
@@ -181,7 +181,7 @@ impl State {
     }
 
     fn next_free(&mut self, from: u64) -> Step<Found> {
-        let per_piece = (self.piece_size() * 8 / u64::from(self.order.bits())) as usize;
+        let per_piece = to_len(self.piece_size() * 8 / u64::from(self.order.bits()));
         let order = self.order;
         let mut at = from.max(1);
         loop {

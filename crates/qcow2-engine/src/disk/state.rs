@@ -141,7 +141,7 @@ impl State {
     /// Makes sure that all of a range of a table is here.
     pub(super) fn touch(&mut self, offset: u64, length: u64) -> Step<()> {
         let size = self.piece_size();
-        for at in (offset & !(size - 1)..offset.saturating_add(length)).step_by(size as usize) {
+        for at in (offset & !(size - 1)..offset.saturating_add(length)).step_by(to_len(size)) {
             self.piece(at)?;
         }
         Ok(())
@@ -149,7 +149,7 @@ impl State {
 
     /// `N` bytes of a table; they do not cross a piece.
     pub(super) fn bytes<const N: usize>(&mut self, offset: u64) -> Step<[u8; N]> {
-        let within = (offset & (self.piece_size() - 1)) as usize;
+        let within = to_len(offset & (self.piece_size() - 1));
         let piece = self.piece(offset)?;
         let bytes = piece.get(within..within + N).and_then(|bytes| bytes.try_into().ok());
         bytes.ok_or_else(|| internal("a table is asked for bytes across a piece"))
@@ -170,7 +170,7 @@ impl State {
         let class = self.fresh.get(&table).copied();
         let size = self.piece_size();
         let at = offset & !(size - 1);
-        let within = (offset - at) as usize;
+        let within = to_len(offset - at);
         let Some((piece, used)) = self.tables.pieces.get_mut(&at) else {
             return Err(Stop::Load(at));
         };
@@ -203,7 +203,7 @@ impl State {
     /// A new table at `offset`, a whole cluster that nothing names yet, with `contents`.
     pub(super) fn new_table(&mut self, offset: u64, class: Class, contents: &[u8]) {
         self.fresh.insert(offset, class);
-        let size = self.piece_size() as usize;
+        let size = to_len(self.piece_size());
         for (index, piece) in contents.chunks(size).enumerate() {
             let at = offset + (index * size) as u64;
             for (sector, bytes) in piece.as_chunks::<512>().0.iter().enumerate() {
@@ -218,7 +218,7 @@ impl State {
     /// Nobody needs the metadata in a range any more: it is not written, and not kept.
     pub(super) fn drop_tables(&mut self, offset: u64, length: u64) {
         self.overlay.forget(offset, length);
-        let (cluster, piece) = (self.cluster_size() as usize, self.piece_size() as usize);
+        let (cluster, piece) = (to_len(self.cluster_size()), to_len(self.piece_size()));
         for at in (offset..offset.saturating_add(length)).step_by(cluster) {
             self.fresh.remove(&at);
         }
@@ -319,7 +319,7 @@ impl Image {
 
     fn load(&self, at: u64) -> Result<Box<[u8]>> {
         let size = self.geometry.cluster_size().min(PIECE);
-        let mut piece = vec![0; size as usize].into_boxed_slice();
+        let mut piece = vec![0; to_len(size)].into_boxed_slice();
         let storage = &*self.storage;
         let filled = self.overlay.read(storage, HostOffset(at), &mut piece);
         let filled = filled.map_err(Error::io("read", storage))?;
@@ -351,6 +351,11 @@ impl Drop for Loading<'_> {
             self.image.changed.notify_all();
         }
     }
+}
+
+/// A length as the processor counts. What does not fit is no length of anything in memory.
+pub(super) fn to_len(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
 }
 
 pub(super) fn internal(message: &str) -> Stop {

@@ -3,7 +3,7 @@
 use qcow2_format::{GuestOffset, HostOffset, L1Entry, L2Entry, Table};
 
 use super::refcounts::Clusters;
-use super::state::{State, Step, Stop};
+use super::state::{State, Step, Stop, to_len};
 use crate::error::Error;
 use crate::overlay::Class;
 
@@ -40,7 +40,7 @@ impl State {
         let offset = self.offset_of(new.first);
         let mut contents = Vec::with_capacity(self.geometry.cluster_len());
         if let Some(table) = old {
-            for at in (table..table + size).step_by(self.piece_size() as usize) {
+            for at in (table..table + size).step_by(to_len(self.piece_size())) {
                 contents.extend_from_slice(self.piece(at)?);
             }
         }
@@ -92,7 +92,7 @@ impl State {
         let (first, second) = bytes.split_at_mut(8);
         first.copy_from_slice(&entry.word.to_be_bytes());
         second.copy_from_slice(&entry.subclusters.to_be_bytes());
-        let length = self.geometry.l2_entry_size() as usize;
+        let length = to_len(self.geometry.l2_entry_size());
         self.put(table, place, bytes.get(..length).unwrap_or_default())
     }
 

@@ -5,6 +5,7 @@ use qcow2_format::{GuestOffset, HostOffset};
 use super::Image;
 use super::place::{Claims, Placed, Target};
 use super::refcounts::Clusters;
+use super::state::to_len;
 use crate::error::{Error, Result};
 
 impl Image {
@@ -54,8 +55,12 @@ impl Image {
         };
         let size = self.geometry.cluster_size();
         let begin = first.cluster * size + first.begin;
-        let end = last.cluster * size + last.end;
+        let mut end = last.cluster * size + last.end;
         let length = (end - at).min(bytes.len() as u64);
+        if self.data_file.is_some() {
+            // Whoever takes a data file for the disk finds it as long as that.
+            end = end.min(self.chain.virtual_size().max(at + length));
+        }
         let bytes = bytes.get(..to_len(length)).unwrap_or(bytes);
         let host = HostOffset(first.host + first.begin);
         if begin == at && end == at + length {
@@ -93,8 +98,4 @@ impl Image {
         self.wrote(self.data_file.is_some());
         outcome
     }
-}
-
-pub(super) fn to_len(length: u64) -> usize {
-    usize::try_from(length).unwrap_or(usize::MAX)
 }

@@ -4,7 +4,7 @@ use qcow2_format::{ClusterMapping, GuestOffset, HostOffset, L2Entry};
 
 use super::Image;
 use super::refcounts::Clusters;
-use super::state::{State, Step, Stop};
+use super::state::{State, Step, Stop, to_len};
 use crate::error::{Error, Result};
 use crate::run::RunKind;
 
@@ -20,6 +20,8 @@ pub(super) enum Zeroing {
     Keep,
     /// They read as zeros and their place is given back.
     Unmap,
+    /// Nothing is known of them any more: they lie behind the end of the disk.
+    Drop,
 }
 
 /// What one step did: so many clusters are done, and of these a row in a raw data file is to be filled with zeros first.
@@ -45,7 +47,7 @@ impl Image {
             return self.zero_bytes(offset.0, end);
         }
         self.zero_bytes(offset.0, first)?;
-        self.zero_clusters(first, whole_end, how)?;
+        self.zero_clusters(first, whole_end, end, how)?;
         self.zero_bytes(whole_end.min(end), end)
     }
 
@@ -62,13 +64,17 @@ impl Image {
         if first >= end || (self.rules().version2 && self.chain.layers().len() > 1) {
             return Ok(());
         }
-        self.zero_clusters(first, end, Zeroing::Unmap)
+        self.zero_clusters(first, end, end, Zeroing::Unmap)
     }
 
-    fn zero_clusters(&self, from: u64, end: u64, how: Zeroing) -> Result<()> {
-        if self.rules().version2 && self.chain.layers().len() > 1 {
+    /// Zeroes the clusters from `from` to `end`, of which the disk has the bytes before `limit`.
+    pub(super) fn zero_clusters(&self, from: u64, end: u64, limit: u64, how: Zeroing) -> Result<()> {
+        let below = self.chain.layer(1).map_or(0, crate::Layer::virtual_size);
+        if self.rules().version2 && from < below.min(end) && how != Zeroing::Drop {
             // No entry of version 2 says zero: what hides a backing file is zeros.
-            return self.write_zeros(from, end.min(self.chain.virtual_size()));
+            let hidden = below.next_multiple_of(self.geometry.cluster_size()).min(end);
+            self.write_zeros(from, hidden.min(limit))?;
+            return self.zero_clusters(hidden, end, limit, how);
         }
         let bits = self.geometry.cluster_bits();
         let (mut at, end) = (from >> bits, end >> bits);
@@ -101,35 +107,30 @@ impl Image {
     }
 
     pub(super) fn write_zeros(&self, from: u64, end: u64) -> Result<()> {
-        let zeros = vec![0; super::write::to_len(ZEROS.min(end.saturating_sub(from)))];
+        let zeros = vec![0; to_len(ZEROS.min(end.saturating_sub(from)))];
         let mut at = from;
         while at < end {
             let length = (end - at).min(zeros.len() as u64);
-            self.write(
-                GuestOffset(at),
-                zeros.get(..super::write::to_len(length)).unwrap_or_default(),
-            )?;
+            self.write(GuestOffset(at), zeros.get(..to_len(length)).unwrap_or_default())?;
             at += length;
         }
         Ok(())
     }
 
     /// A raw data file has to hold the zeros itself.
-    fn zero_raw(&self, begin: u64, length: u64) -> Result<()> {
+    pub(super) fn zero_raw(&self, begin: u64, length: u64) -> Result<()> {
         let storage = self.data();
         let there = storage.length().map_err(Error::io("stat", &**storage))?;
-        let end = (begin + length).min(there.max(self.chain.virtual_size()));
+        let end = (begin + length).min(there);
         let length = end.saturating_sub(begin);
         let punched = storage
             .punch(HostOffset(begin), length)
             .map_err(Error::io("punch", &**storage))?;
         self.wrote(true);
-        let zeros = vec![0; super::write::to_len(ZEROS.min(length))];
+        let zeros = vec![0; to_len(ZEROS.min(length))];
         let mut at = if punched { end } else { begin };
         while at < end {
-            let bytes = zeros
-                .get(..super::write::to_len((end - at).min(ZEROS)))
-                .unwrap_or_default();
+            let bytes = zeros.get(..to_len((end - at).min(ZEROS))).unwrap_or_default();
             self.write_data(HostOffset(at), bytes)?;
             at += bytes.len() as u64;
         }
@@ -142,18 +143,19 @@ impl State {
     fn zero_row(&mut self, first: u64, count: u64, how: Zeroing) -> Step<Zeroed> {
         let guest = GuestOffset(self.offset_of(first));
         let index = self.geometry.l2_index(guest);
-        // Others wait for the lock meanwhile.
-        let row = count.min(self.geometry.l2_entries() - index).min(ROW);
+        let row = count.min(self.geometry.l2_entries() - index);
         let l1_index = self.geometry.l1_index(guest);
         let backed = self.chain.layer(1).is_some_and(|below| guest.0 < below.virtual_size());
         let none = |clusters| Zeroed { clusters, raw: None };
         let Some(table) = self.l2_table(l1_index)? else {
-            if !backed {
+            if !backed || how == Zeroing::Drop {
                 return Ok(none(row));
             }
             self.own_l2(l1_index)?;
-            return self.zero_row_of_table(first, row, l1_index, how);
+            return self.zero_row_of_table(first, row.min(ROW), l1_index, how);
         };
+        // Others wait for the lock meanwhile.
+        let row = row.min(ROW);
         // A table that says nothing new needs no copy.
         self.touch(self.entry_place(table, index), row * self.geometry.l2_entry_size())?;
         let mut nothing = 0;
@@ -210,17 +212,18 @@ impl State {
         let guest = self.offset_of(cluster);
         let backed = self.chain.layer(1).is_some_and(|below| guest < below.virtual_size());
         let host = match mapping {
-            ClusterMapping::Unallocated if !backed => return Ok(None),
+            ClusterMapping::Unallocated if !backed || how == Zeroing::Drop => return Ok(None),
             ClusterMapping::Zero(None) | ClusterMapping::Unallocated | ClusterMapping::Compressed(_) => None,
             ClusterMapping::Data(host) | ClusterMapping::Zero(Some(host)) => Some(host),
             ClusterMapping::Subclusters { host, .. } => host,
         };
         match mapping {
-            ClusterMapping::Zero(None) => return Ok(None),
+            ClusterMapping::Zero(None) if how != Zeroing::Drop => return Ok(None),
             ClusterMapping::Zero(Some(_)) if how == Zeroing::Keep => return Ok(None),
             _ => {}
         }
-        if self.rules.data_file && self.raw_data_file() && matches!(mapping, ClusterMapping::Data(_)) {
+        let raw = self.rules.data_file && self.raw_data_file() && how != Zeroing::Drop;
+        if raw && matches!(mapping, ClusterMapping::Data(_)) {
             return Ok(Some(Change::Raw(guest)));
         }
         let own = match host {
@@ -257,7 +260,7 @@ impl State {
             _ => None,
         };
         // Version 2 has no zero flag, and nothing below: unallocated says the same.
-        let entry = if self.rules.version2 {
+        let entry = if self.rules.version2 || how == Zeroing::Drop {
             L2Entry::default()
         } else {
             L2Entry::zero(None, false, self.geometry)
@@ -265,7 +268,7 @@ impl State {
         Ok(Some(Change::Entry { entry, old, kept: None }))
     }
 
-    fn raw_data_file(&self) -> bool {
+    pub(super) fn raw_data_file(&self) -> bool {
         self.header.newest.autoclear & qcow2_format::features::autoclear::RAW_DATA_FILE != 0
     }
 }
