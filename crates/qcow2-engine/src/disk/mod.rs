@@ -19,6 +19,7 @@ mod refcounts;
 mod resize;
 mod snapshots;
 mod state;
+mod subclusters;
 mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod weaken;
@@ -136,11 +137,7 @@ impl Disk {
         }
         match &self.top {
             Top::Raw(raw) => raw.write(offset.0, bytes),
-            Top::Image(image) => {
-                image.begin_change(offset, bytes.len() as u64)?;
-                let _ticket = self.chain.ticket();
-                image.write(offset, bytes)
-            }
+            Top::Image(image) => image.change(offset, bytes.len() as u64, || image.write(offset, bytes)),
         }
     }
 
@@ -157,9 +154,8 @@ impl Disk {
         match &self.top {
             Top::Raw(raw) => raw.zero(offset.0, length, unmap),
             Top::Image(image) => {
-                image.begin_change(offset, length)?;
-                let _ticket = self.chain.ticket();
-                image.zero(offset, length, if unmap { Zeroing::Unmap } else { Zeroing::Keep })
+                let how = if unmap { Zeroing::Unmap } else { Zeroing::Keep };
+                image.change(offset, length, || image.zero(offset, length, how))
             }
         }
     }
@@ -177,11 +173,7 @@ impl Disk {
         }
         match &self.top {
             Top::Raw(raw) => raw.zero(offset.0, length, true),
-            Top::Image(image) => {
-                image.begin_change(offset, length)?;
-                let _ticket = self.chain.ticket();
-                image.discard(offset, length)
-            }
+            Top::Image(image) => image.change(offset, length, || image.discard(offset, length)),
         }
     }
 
@@ -292,7 +284,18 @@ impl Image {
         self.poisoned.store(true, Ordering::SeqCst);
     }
 
-    /// What has to happen before a range of the disk is changed.
+    /// Changes a range of the disk, after what has to come before that.
+    fn change(&self, offset: GuestOffset, length: u64, change: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.begin_change(offset, length)?;
+        let ticket = self.chain.ticket();
+        let outcome = change();
+        drop(ticket);
+        if self.weaken.has(Weaken::NO_QUARANTINE) {
+            self.reclaim()?;
+        }
+        outcome
+    }
+
     fn begin_change(&self, offset: GuestOffset, length: u64) -> Result<()> {
         if !self.begun.load(Ordering::Acquire) {
             self.begin_writing()?;

@@ -95,6 +95,7 @@ fn image(chain: &Arc<Chain>, overlay: Arc<Overlay>, options: &DiskOptions) -> Re
     };
     let mut state = State::new(parts);
     state.quarantine.skip = weaken.has(Weaken::NO_QUARANTINE);
+    state.quarantine.punch_always = weaken.has(Weaken::NO_PUNCH_CANCEL);
     Ok(Image {
         storage,
         data_file: layer.data_file().cloned(),

@@ -26,7 +26,7 @@ rules! {
     NO_DATA_FILE_SYNC = 3;
     /// A flush writes what tables say when it comes to them, not what they said when it began.
     NO_SEAL = 4;
-    /// What is unlinked is free at once.
+    /// What is unlinked is punched and free at once.
     NO_QUARANTINE = 5;
     /// Readers do not hold up reclaiming.
     NO_TICKETS = 6;
@@ -46,8 +46,6 @@ rules! {
     BITMAP_NOT_IN_USE = 13;
     /// A failed sync is forgotten.
     NO_POISON = 14;
-    /// A host hole is punched at once, before its unlink is durable.
-    PUNCH_EARLY = 15;
 }
 
 impl Weaken {

@@ -44,11 +44,32 @@ impl Image {
         };
         let first = offset.0.next_multiple_of(size);
         if first >= whole_end {
-            return self.zero_bytes(offset.0, end);
+            return self.zero_part(offset.0, end, how);
         }
-        self.zero_bytes(offset.0, first)?;
+        self.zero_part(offset.0, first, how)?;
         self.zero_clusters(first, whole_end, end, how)?;
-        self.zero_bytes(whole_end.min(end), end)
+        self.zero_part(whole_end.min(end), end, how)
+    }
+
+    /// Zeroes less than a cluster; the range may cross from one into the next.
+    fn zero_part(&self, from: u64, end: u64, how: Zeroing) -> Result<()> {
+        if !self.geometry.extended_l2() {
+            return self.zero_bytes(from, end);
+        }
+        let (size, unit) = (self.geometry.cluster_size(), self.geometry.subcluster_size());
+        let mut at = from;
+        while at < end {
+            let stop = (at / size + 1).saturating_mul(size).min(end);
+            let (first, last) = (at.next_multiple_of(unit).min(stop), (stop / unit * unit).max(at));
+            if first >= last || !self.zero_subclusters(first, last, how)? {
+                self.zero_bytes(at, stop)?;
+            } else {
+                self.zero_bytes(at, first)?;
+                self.zero_bytes(last, stop)?;
+            }
+            at = stop;
+        }
+        Ok(())
     }
 
     /// Gives back the whole clusters of a range. Where that would bring bytes of a backing file to light, nothing is done.
