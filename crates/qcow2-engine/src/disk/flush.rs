@@ -1,5 +1,6 @@
 //! *seal → prepare → publish → reclaim*: how what changed becomes durable, in two barriers.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -10,7 +11,7 @@ use super::Image;
 use super::header::SealedHeader;
 use super::weaken::Weaken;
 use crate::error::{Error, Result};
-use crate::overlay::{Class, SECTOR, Sector, Sectors};
+use crate::overlay::{Class, Sector, Sectors};
 use crate::storage::{Storage, WriteRequest};
 
 /// Most bytes that go out as one write.
@@ -20,6 +21,8 @@ const WRITE: usize = 1 << 20;
 struct Sealed {
     sectors: Arc<Sectors>,
     header: SealedHeader,
+    /// Tables that are new on disk with it.
+    fresh: HashMap<u64, Class>,
 }
 
 /// Flushes that have sealed, and the last of them that came to its end.
@@ -61,11 +64,11 @@ impl Image {
             };
             let sectors = self.overlay.seal(keep);
             state.quarantine.seal();
-            // What is sealed is on disk when the next flush writes.
-            state.fresh.clear();
             Sealed {
                 sectors,
                 header: state.header.seal(),
+                // What is sealed is on disk when the next flush writes.
+                fresh: std::mem::take(&mut state.fresh),
             }
         };
         match self.prepare(&sealed) {
@@ -74,7 +77,7 @@ impl Image {
                 // Nothing on disk names what was written: it is tried again with the next flush.
                 let mut state = self.lock();
                 self.overlay.unseal();
-                state.restore_fresh(&sealed.sectors);
+                state.fresh.extend(sealed.fresh);
                 return Err(error);
             }
         }
@@ -214,20 +217,3 @@ impl Image {
         Ok(())
     }
 }
-
-impl super::state::State {
-    /// A flush did not write what it had sealed: its new tables are still new.
-    fn restore_fresh(&mut self, sectors: &Sectors) {
-        let size = self.cluster_size();
-        for (&at, (class, _)) in sectors {
-            let table = at & !(size - 1);
-            let structure = *class == Class::Structure;
-            // A refcount sector is prepared in a block that the disk knows, too.
-            if structure || (*class == Class::Prepare && !self.guard.is_refcount_block(table)) {
-                self.fresh.insert(table, *class);
-            }
-        }
-    }
-}
-
-const _: () = assert!(SECTOR == 512);

@@ -65,7 +65,7 @@ impl Default for DiskOptions {
     fn default() -> Self {
         Self {
             cache_bytes: crate::chain::DEFAULT_CACHE_BYTES,
-            dirty_bytes: 8 << 20,
+            dirty_bytes: 16 << 20,
             #[cfg(any(test, feature = "testing"))]
             weaken: Weaken::default(),
         }

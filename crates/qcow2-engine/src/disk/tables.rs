@@ -31,6 +31,9 @@ impl State {
         let size = self.cluster_size();
         if let Some(table) = old {
             let cluster = self.cluster_of(HostOffset(table));
+            if self.guard.has(cluster) {
+                return Err(self.corrupt(cluster, "an L2 table lies on the image's other tables"));
+            }
             if self.l1.entries().get(l1_index).copied() && self.refcount(cluster)? == 1 {
                 return Ok(table);
             }
