@@ -156,6 +156,8 @@ format_errors! {
     SnapshotTableTruncated { offset: u64, index: u32 } "SNAPSHOT_TABLE_TRUNCATED", SnapshotTable, Some(*offset), "the file ends inside snapshot table entry {index}";
     /// A snapshot carries more extra data than allowed.
     SnapshotExtra { offset: u64, index: u32, length: u32 } "SNAPSHOT_EXTRA_DATA", SnapshotTable, Some(*offset), "snapshot table entry {index} has {length} bytes of extra data: at most 1024 are allowed";
+    /// An id or name of a snapshot is too long to be written.
+    SnapshotName { offset: u64, index: u32, length: u64 } "SNAPSHOT_NAME", SnapshotTable, Some(*offset), "the id or name of snapshot table entry {index} is {length} bytes long: at most 65535 are possible";
     /// A version 3 snapshot without the extra data that version 3 needs.
     SnapshotIncomplete { offset: u64, index: u32, length: u32 } "SNAPSHOT_INCOMPLETE", SnapshotTable, Some(*offset), "snapshot table entry {index} has {length} bytes of extra data: version 3 needs at least 16";
     /// The L1 table of one snapshot lies where it cannot, or cannot cover the disk: only this snapshot is unreadable.

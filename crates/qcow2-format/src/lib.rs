@@ -28,6 +28,7 @@ mod geometry;
 pub mod header;
 pub mod limits;
 pub mod refcount;
+pub mod sector;
 pub mod snapshot;
 mod units;
 
@@ -38,5 +39,6 @@ pub use extension::{BitmapsExtension, CryptoExtension, Extensions, FeatureName};
 pub use geometry::Geometry;
 pub use header::{CompressionType, EncryptionMethod, Header, Version};
 pub use refcount::{RefcountOrder, RefcountTableEntry};
-pub use snapshot::{Snapshot, parse_snapshot_table};
+pub use sector::{FirstSector, SectorWrite, changed_sectors};
+pub use snapshot::{Snapshot, encode_snapshot_table, parse_snapshot_table};
 pub use units::{ClusterIndex, GuestOffset, HostOffset};
