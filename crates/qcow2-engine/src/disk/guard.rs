@@ -62,6 +62,19 @@ impl Guard {
         row.is_some_and(|(first, count)| cluster - first < *count) || self.blocks.contains(&(cluster << self.bits))
     }
 
+    /// Whether any of `count` clusters from `first` on is in one of the rows.
+    pub(super) fn row_overlaps(&self, first: u64, count: u64) -> bool {
+        let before = self.rows.range(..first.saturating_add(count)).next_back();
+        before.is_some_and(|(row, clusters)| row.saturating_add(*clusters) > first)
+    }
+
+    /// The clusters of refcount blocks, in order.
+    pub(super) fn block_clusters(&self) -> Vec<u64> {
+        let mut clusters: Vec<u64> = self.blocks.iter().map(|block| block >> self.bits).collect();
+        clusters.sort_unstable();
+        clusters
+    }
+
     pub(super) fn is_refcount_block(&self, offset: u64) -> bool {
         self.blocks.contains(&offset)
     }

@@ -96,6 +96,8 @@ fn image(chain: &Arc<Chain>, overlay: Arc<Overlay>, options: &DiskOptions) -> Re
     let mut state = State::new(parts);
     state.quarantine.skip = weaken.has(Weaken::NO_QUARANTINE);
     state.quarantine.punch_always = weaken.has(Weaken::NO_PUNCH_CANCEL);
+    let bitmaps = bitmaps::Recorder::new(layer)?;
+    bitmaps.guard(&mut state);
     Ok(Image {
         storage,
         data_file: layer.data_file().cloned(),
@@ -114,7 +116,7 @@ fn image(chain: &Arc<Chain>, overlay: Arc<Overlay>, options: &DiskOptions) -> Re
         beginning: Mutex::default(),
         dirty_bytes: options.dirty_bytes,
         lazy: header.compatible & compatible::LAZY_REFCOUNTS != 0,
-        bitmaps: bitmaps::Recorder::new(layer)?,
+        bitmaps,
         weaken,
     })
 }

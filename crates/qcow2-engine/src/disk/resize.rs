@@ -82,6 +82,7 @@ impl Image {
     fn grow(&self, old: u64, new: u64, preallocation: Preallocation) -> Result<()> {
         self.refuse_resize()?;
         self.begin_writing()?;
+        self.hold_bitmaps()?;
         self.grow_l1(new)?;
         let size = self.geometry.cluster_size();
         let prepared = self.clear_new(old, new).and_then(|()| {
@@ -106,7 +107,7 @@ impl Image {
             let _ = self.zero_clusters(old.next_multiple_of(size), end, end, Zeroing::Drop);
             return Err(error);
         }
-        self.resize_bitmaps(old, new)?;
+        self.bitmaps.resize(new);
         self.lock().header.newest.size = new;
         self.flush_with(false)?;
         self.set_size(new);
@@ -116,8 +117,9 @@ impl Image {
     fn shrink(&self, old: u64, new: u64) -> Result<()> {
         self.refuse_resize()?;
         self.begin_writing()?;
+        self.hold_bitmaps()?;
         self.flush_with(false)?;
-        self.resize_bitmaps(old, new)?;
+        self.bitmaps.resize(new);
         self.lock().header.newest.size = new;
         self.set_size(new);
         self.chain.forget();

@@ -12,6 +12,7 @@
 )]
 
 pub mod bytes;
+pub mod dirty;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
