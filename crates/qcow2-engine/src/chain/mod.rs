@@ -111,6 +111,16 @@ impl Chain {
         Self::of_views(views, options.cache_bytes)
     }
 
+    /// The same layers and files with another L1 table, and size, of the top.
+    pub(crate) fn seen_through(&self, l1: Arc<L1Table>, virtual_size: u64, cache_bytes: u64) -> Result<Self> {
+        let mut views = self.views.clone();
+        if let Some(top) = views.first_mut() {
+            let (layer, overlay) = (top.layer.clone(), top.overlay.clone());
+            *top = Arc::new(View::new(layer, 0, l1, virtual_size, overlay));
+        }
+        Self::of_views(views, cache_bytes)
+    }
+
     /// A chain of views, the first being the top.
     pub(crate) fn of_views(views: Vec<Arc<View>>, cache_bytes: u64) -> Result<Self> {
         let tables: u64 = views.iter().map(|view| view.l1.entries().len() * 8).sum();

@@ -22,7 +22,7 @@ mod state;
 mod subclusters;
 mod tables;
 #[cfg(any(test, feature = "testing"))]
-pub mod weaken;
+pub(crate) mod weaken;
 #[cfg(not(any(test, feature = "testing")))]
 mod weaken;
 mod write;
@@ -109,6 +109,8 @@ struct Image {
     wrote_file: AtomicBool,
     wrote_data: AtomicBool,
     poisoned: AtomicBool,
+    /// Refcounts and COPIED flags may disagree: the image stays marked dirty.
+    unsure: AtomicBool,
     /// What comes before the first change has been done.
     begun: AtomicBool,
     beginning: Mutex<()>,

@@ -26,6 +26,8 @@ pub(super) struct Parts {
     pub(super) refcount_table: Vec<u64>,
     pub(super) chain: Arc<Chain>,
     pub(super) snapshots: Vec<Snapshot>,
+    /// Place and bytes of their table.
+    pub(super) snapshot_table: (u64, u64),
     pub(super) table_bytes: u64,
     pub(super) refcounts_late: bool,
 }
@@ -89,6 +91,7 @@ fn image(chain: &Arc<Chain>, overlay: Arc<Overlay>, options: &DiskOptions) -> Re
         l1: view.l1.clone(),
         chain: chain.clone(),
         snapshots: layer.snapshots().to_vec(),
+        snapshot_table: (header.snapshots_offset.0, layer.snapshot_table_bytes()),
         table_bytes: options.cache_bytes / 4,
         refcounts_late: weaken.has(Weaken::REFCOUNTS_LATE),
         header: header.clone(),
@@ -112,6 +115,7 @@ fn image(chain: &Arc<Chain>, overlay: Arc<Overlay>, options: &DiskOptions) -> Re
         wrote_file: AtomicBool::new(false),
         wrote_data: AtomicBool::new(false),
         poisoned: AtomicBool::new(false),
+        unsure: AtomicBool::new(false),
         begun: AtomicBool::new(false),
         beginning: Mutex::default(),
         dirty_bytes: options.dirty_bytes,
@@ -187,7 +191,7 @@ impl Image {
     /// After the last change: the image is clean.
     pub(super) fn end_writing(&self) -> Result<()> {
         let dirty = self.lock().header.durable.incompatible & incompatible::DIRTY != 0;
-        if dirty {
+        if dirty && !self.unsure.load(Ordering::SeqCst) {
             self.switch_header(|fields| fields.incompatible &= !incompatible::DIRTY)?;
         }
         self.begun.store(false, Ordering::Release);

@@ -4,7 +4,7 @@
 //! step looks at all that it needs first and changes things last.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use qcow2_format::entry::EntryRules;
 use qcow2_format::{Geometry, HostOffset, RefcountOrder, Table};
@@ -60,6 +60,10 @@ pub(super) struct State {
     pub(super) claims: HashSet<u64>,
     pub(super) quarantine: Quarantine,
     pub(super) snapshots: Vec<qcow2_format::Snapshot>,
+    /// Place and bytes of their table.
+    pub(super) snapshot_table: (u64, u64),
+    /// Snapshots, by their ids, that somebody reads for as long as this lives.
+    pub(super) views: Vec<(Vec<u8>, Weak<L1Table>)>,
     tables: Tables,
     loading: HashSet<u64>,
     /// A test wants the order of refcounts and pointers broken.
@@ -87,17 +91,20 @@ impl State {
             refcount_table,
             chain,
             snapshots,
+            snapshot_table,
             table_bytes,
             refcounts_late,
         } = parts;
         let geometry = header.geometry;
+        let mut guard = Guard::new(&header, &refcount_table, &snapshots);
+        guard.add_bytes(geometry, HostOffset(snapshot_table.0), snapshot_table.1);
         Self {
             geometry,
             rules: header.entry_rules(),
             order: header.refcount_order,
             overlay,
             l1,
-            guard: Guard::new(&header, &refcount_table, &snapshots),
+            guard,
             refcount_table,
             header: HeaderFields::new(&header, sector),
             fresh: HashMap::new(),
@@ -105,6 +112,8 @@ impl State {
             claims: HashSet::new(),
             quarantine: Quarantine::default(),
             snapshots,
+            snapshot_table,
+            views: Vec::new(),
             tables: Tables {
                 pieces: HashMap::new(),
                 clock: VecDeque::new(),

@@ -272,6 +272,11 @@ impl Layer {
     pub(crate) fn snapshot_view(&self, wanted: &str) -> Result<(Arc<[L1Entry]>, u64)> {
         tables::snapshot_view(self, wanted)
     }
+
+    /// The L1 table of `snapshot` and the size of the disk at that time, which is `size` if the snapshot does not record it.
+    pub(crate) fn snapshot_l1(&self, snapshot: &Snapshot, size: u64) -> Result<(Arc<[L1Entry]>, u64)> {
+        tables::snapshot_l1(self, snapshot, size)
+    }
 }
 
 /// Whether two storages are the same bytes: the same file, from the same place on.

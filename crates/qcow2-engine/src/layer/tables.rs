@@ -67,7 +67,14 @@ pub(super) fn snapshot_view(layer: &Layer, wanted: &str) -> Result<(Arc<[L1Entry
     let image = layer.image().ok_or_else(missing)?;
     let named = |field: fn(&Snapshot) -> &[u8]| image.snapshots.iter().find(|s| field(s) == wanted.as_bytes());
     let snapshot = named(|s| &s.id).or_else(|| named(|s| &s.name)).ok_or_else(missing)?;
+    snapshot_l1(layer, snapshot, layer.virtual_size())
+}
 
+/// The L1 table of a snapshot and the size of the disk at that time, which is `size` if the snapshot does not record it.
+pub(super) fn snapshot_l1(layer: &Layer, snapshot: &Snapshot, size: u64) -> Result<(Arc<[L1Entry]>, u64)> {
+    let Some(image) = layer.image() else {
+        return Ok((Arc::default(), size));
+    };
     let storage = &**layer.storage();
     let file = OpenFile {
         storage,
@@ -92,7 +99,7 @@ pub(super) fn snapshot_view(layer: &Layer, wanted: &str) -> Result<(Arc<[L1Entry
     if bytes > 0 && !file.holds(offset, bytes) {
         return Err(fault("passes the end of the file"));
     }
-    let virtual_size = snapshot.disk_size.map_or(layer.virtual_size(), |size| size & !511);
+    let virtual_size = snapshot.disk_size.map_or(size, |size| size & !511);
     if virtual_size > limits::MAX_VIRTUAL_SIZE {
         return Err(file.fault(FormatError::SnapshotSize {
             offset: snapshot.entry_offset.0,

@@ -192,7 +192,6 @@ impl Recorder {
     }
 
     /// All of the disk is about to change.
-    #[allow(dead_code, reason = "for whatever applies a snapshot")]
     pub(in super::super) fn changed_everything(&self) {
         self.mark(0..u64::MAX);
     }
