@@ -1,18 +1,20 @@
 //! One asynchronous call on its way from JavaScript to a thread.
 
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use napi::{Env, Result as NapiResult};
 use qcow2_engine::storage::MemoryStorage;
-use qcow2_engine::{Buffer, CancelToken, Chain, Error, JobContext, Layer, Progress, guard};
+use qcow2_engine::{Buffer, CancelToken, Chain, Disk, Error, JobContext, Layer, Progress, guard};
 
-use crate::handles::{Handle, Resource};
+use crate::handles::{Handle, Resource, Writable};
 use crate::instance::{Cancellable, Instance};
 use crate::outbox::{CallId, Done, Outbox, Outcome};
 use crate::pool::{self, Lane};
 use crate::raw::ReadTarget;
+use crate::turnstile::Turn;
 
 /// A call that was accepted: it ends in exactly one completion, whatever happens.
 pub(crate) struct Call {
@@ -42,9 +44,22 @@ pub(crate) fn accept(env: &Env, id: CallId, begin: impl FnOnce(&mut Call) -> Res
 impl Call {
     /// An open disk, which stays open until the call ends.
     pub(crate) fn chain(&mut self, handle: Handle) -> Result<Arc<Chain>, Error> {
+        match self.resource(handle)?.chain() {
+            Some(chain) => Ok(Arc::clone(chain)),
+            None => Err(wrong_kind("chain")),
+        }
+    }
+
+    /// An open disk that is written, which stays open until the call ends.
+    pub(crate) fn disk(&mut self, handle: Handle) -> Result<Writable, Error> {
         match self.resource(handle)? {
-            Resource::Chain(chain) => Ok(chain),
-            _ => Err(wrong_kind("chain")),
+            Resource::Disk(writable) => Ok(writable),
+            Resource::Chain(chain) => Err(Error::State {
+                code: "READ_ONLY",
+                path: chain.layer(0).and_then(|layer| layer.storage().path()).map(Into::into),
+                reason: "the disk was opened for reading".to_owned(),
+            }),
+            _ => Err(wrong_kind("disk")),
         }
     }
 
@@ -122,6 +137,36 @@ impl Call {
         })
     }
 
+    /// Hands a request of a disk to a thread when its turn has come. It completes with what it returns.
+    pub(crate) fn run_on(
+        &mut self,
+        writable: &Writable,
+        turn: Turn,
+        lane: Lane,
+        work: impl FnOnce(&Disk) -> Result<Outcome, Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (outbox, id, uses) = (Arc::clone(&self.instance.outbox), self.id, self.uses.clone());
+        let disk = Arc::clone(&writable.disk);
+        let work = move || {
+            let Some(running) = outbox.begin() else { return };
+            let outcome = guard(|| work(&disk)).unwrap_or_else(|error| {
+                if matches!(error, Error::Internal { .. }) {
+                    // A panic in the middle of a change: what is in memory may be half of it.
+                    disk.poison();
+                }
+                Outcome::Failed(error)
+            });
+            // What the request held is let go before its end is told.
+            drop(disk);
+            outbox.push(Done { id, uses, outcome });
+            drop(running);
+        };
+        writable
+            .turnstile
+            .submit(turn, lane, Box::new(work))
+            .map_err(|rejected| no_thread(rejected.error))
+    }
+
     /// Hands a read to a thread: no progress, and nothing to cancel, for the sake of its cost.
     pub(crate) fn run_read(
         &mut self,
@@ -170,11 +215,15 @@ impl Call {
     }
 
     fn submit(&mut self, lane: Lane, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-        pool::submit(lane, Box::new(work)).map_err(|rejected| Error::Io {
-            operation: "start a thread",
-            path: None,
-            source: rejected.error,
-        })
+        pool::submit(lane, Box::new(work)).map_err(|rejected| no_thread(rejected.error))
+    }
+}
+
+fn no_thread(source: io::Error) -> Error {
+    Error::Io {
+        operation: "start a thread",
+        path: None,
+        source,
     }
 }
 

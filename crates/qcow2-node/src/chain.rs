@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::{Chain, ChainOptions};
+use qcow2_engine::{Chain, ChainOptions, Error};
 
 use crate::call::accept;
 use crate::handles::{Handle, Resource};
@@ -49,17 +49,23 @@ pub fn open_chain(env: Env, id: CallId, layers: Vec<Handle>, options: ChainSpec)
         };
         call.run(Lane::Short, move |job| {
             let chain = Chain::new(layers, options)?;
-            let virtual_size = chain.virtual_size();
-            let cluster_size = chain.cluster_size().and_then(|size| u32::try_from(size).ok());
             job.cancel.check()?;
-            Outcome::value(move |_, instance, values| {
-                let handle = instance.handles.borrow_mut().insert(Resource::Chain(Arc::new(chain)));
-                values.add(ChainFacts {
-                    handle,
-                    virtual_size: virtual_size.into(),
-                    cluster_size: cluster_size.unwrap_or(SECTOR),
-                })
-            })
+            opened(Resource::Chain(Arc::new(chain)))
+        })
+    })
+}
+
+/// Completes with the facts of a disk, which gets a handle then.
+pub(crate) fn opened(disk: Resource) -> Result<Outcome, Error> {
+    let chain = disk.chain().ok_or(Error::Closed)?;
+    let virtual_size = chain.virtual_size();
+    let cluster_size = chain.cluster_size().and_then(|size| u32::try_from(size).ok());
+    Outcome::value(move |_, instance, values| {
+        let handle = instance.handles.borrow_mut().insert(disk);
+        values.add(ChainFacts {
+            handle,
+            virtual_size: virtual_size.into(),
+            cluster_size: cluster_size.unwrap_or(SECTOR),
         })
     })
 }

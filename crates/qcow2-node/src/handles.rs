@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use qcow2_engine::storage::MemoryStorage;
-use qcow2_engine::{Chain, Error, Layer};
+use qcow2_engine::{Chain, Disk, Error, Layer};
 
 use crate::outbox::CallId;
+use crate::turnstile::Turnstile;
 
 /// A number that stands for an opened thing. Never used twice in an environment.
 #[napi]
@@ -21,8 +22,39 @@ pub(crate) enum Resource {
     Memory(Arc<MemoryStorage>),
     /// An image that is not part of a chain yet.
     Layer(Arc<Layer>),
-    /// A disk.
+    /// A disk that is read.
     Chain(Arc<Chain>),
+    /// A disk that is written.
+    Disk(Writable),
+}
+
+/// A disk that is written, and the order of its requests.
+#[derive(Clone)]
+pub(crate) struct Writable {
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) turnstile: Arc<Turnstile>,
+}
+
+impl Resource {
+    /// What reads go through, if it is a disk.
+    pub(crate) fn chain(&self) -> Option<&Arc<Chain>> {
+        match self {
+            Self::Chain(chain) => Some(chain),
+            Self::Disk(writable) => Some(writable.disk.chain()),
+            Self::Memory(_) | Self::Layer(_) => None,
+        }
+    }
+
+    /// Ends it. A disk that is written is closed, which may take as long as the device likes.
+    ///
+    /// # Errors
+    /// Those of [`Disk::close`].
+    pub(crate) fn close(self) -> Result<(), Error> {
+        match self {
+            Self::Disk(writable) => writable.disk.close(),
+            Self::Memory(_) | Self::Layer(_) | Self::Chain(_) => Ok(()),
+        }
+    }
 }
 
 /// The handles of one environment. Used on its thread alone.

@@ -14,7 +14,7 @@ use qcow2_engine::{CancelToken, Error, guard};
 
 use crate::buffers;
 use crate::error::ErrorData;
-use crate::handles::{Handle, Handles, Leaving};
+use crate::handles::{Handle, Handles, Leaving, Resource};
 use crate::outbox::{CallId, Done, Outbox, Outcome};
 use crate::pool::{self, Lane};
 use crate::raw;
@@ -120,23 +120,30 @@ impl Instance {
     pub(crate) fn let_go(&self, leaving: Leaving) {
         let Leaving { resource, closers } = leaving;
         let outbox = Arc::clone(&self.outbox);
+        let lane = match resource {
+            Some(Resource::Disk(_)) => Lane::Waiting,
+            _ => Lane::Short,
+        };
         let work = move || {
-            // Closing goes on where the environment ends; only then there is nobody to answer.
-            let _running = outbox.begin();
-            let closed = guard(|| {
-                drop(resource);
-                Ok(())
+            // Closing goes on where the environment ends; only then there is nobody to answer. But what was written is not flushed then: an
+            // end is an end, and whoever wanted more has closed the disk before.
+            let running = outbox.begin();
+            let closed = guard(|| match resource {
+                Some(resource) if running.is_some() => resource.close(),
+                _ => Ok(()),
             });
-            let message = closed.err().map(|error| error.to_string());
+            let message = closed.as_ref().err().map(ToString::to_string);
+            let mut error = closed.err();
             for id in closers {
-                let outcome = match message.clone() {
-                    None => Outcome::Number(0.0),
-                    Some(message) => Outcome::Failed(Error::Internal { message }),
+                let outcome = match (error.take(), message.clone()) {
+                    (Some(error), _) => Outcome::Failed(error),
+                    (None, Some(message)) => Outcome::Failed(Error::Internal { message }),
+                    (None, None) => Outcome::Number(0.0),
                 };
                 outbox.push(Done::new(id, outcome));
             }
         };
-        if let Err(rejected) = pool::submit(Lane::Short, Box::new(work)) {
+        if let Err(rejected) = pool::submit(lane, Box::new(work)) {
             (rejected.work)();
         }
     }

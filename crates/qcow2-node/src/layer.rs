@@ -27,6 +27,8 @@ pub struct LayerSpec {
     pub force_share: bool,
     /// `auto`, `on` or `off`.
     pub locking: String,
+    /// Written too: takes the locks of a writer, and its source must be writable. Default false.
+    pub writable: Option<bool>,
     /// Facts alone are wanted: an encrypted image opens too.
     pub metadata_only: bool,
     /// Keep going where `check` wants to report.
@@ -155,7 +157,7 @@ impl LayerSpec {
     fn opener(self) -> Result<Opener, Error> {
         let options = LayerOptions {
             force_share: self.force_share,
-            writable: false,
+            writable: self.writable == Some(true),
             locking: match self.locking.as_str() {
                 "auto" => Locking::Auto,
                 "on" => Locking::On,

@@ -11,6 +11,7 @@
 #[macro_use]
 extern crate napi_derive;
 
+mod bitmaps;
 mod buffers;
 mod call;
 mod chain;
@@ -18,6 +19,7 @@ mod check;
 mod compare;
 mod convert;
 mod create;
+mod disk;
 mod error;
 mod handles;
 mod instance;
@@ -32,8 +34,11 @@ mod outbox;
 mod pool;
 mod raw;
 mod read;
+mod snapshots;
 mod source;
 mod target;
 mod testing;
+mod turnstile;
 mod values;
 mod words;
+mod write;

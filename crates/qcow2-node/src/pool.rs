@@ -1,7 +1,8 @@
 //! The process's own threads: libuv's four are for `node:fs`, and a slow disk under us must not stall them.
 //!
-//! Short requests share [`SHORT_THREADS`] threads. A long job has a thread to itself (its workers are the engine's), so that it never
-//! delays a read; beyond [`LONG_JOBS`] at once, jobs wait for their turn.
+//! Short requests share [`SHORT_THREADS`] threads, writes [`WRITE_THREADS`] others: a write may have to wait for a flush, and a read not for it. What
+//! waits for the device by its nature (a flush, a snapshot, a close) has threads of its own again, up to [`WAITING_THREADS`]. A long job has a
+//! thread to itself (its workers are the engine's), so that it never delays a read; beyond [`LONG_JOBS`] at once, jobs wait for their turn.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,6 +10,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 const SHORT_THREADS: usize = 4;
+const WRITE_THREADS: usize = 4;
+const WAITING_THREADS: usize = 16;
 const LONG_JOBS: usize = 8;
 
 /// A piece of work. It must not panic: whoever makes one wraps it in [`qcow2_engine::guard`].
@@ -19,6 +22,10 @@ pub(crate) type Work = Box<dyn FnOnce() + Send>;
 pub(crate) enum Lane {
     /// Reads, opens, maps.
     Short,
+    /// Writes, zeros, discards.
+    Write,
+    /// What waits for a device: flushes, snapshots, closing what was written.
+    Waiting,
     /// Conversions, checks, comparisons.
     Long,
 }
@@ -30,6 +37,8 @@ pub(crate) enum Lane {
 pub(crate) fn submit(lane: Lane, work: Work) -> Result<(), Rejected> {
     match lane {
         Lane::Short => SHORT.submit(work),
+        Lane::Write => WRITES.submit(work),
+        Lane::Waiting => WAITING.submit(work),
         Lane::Long => LONG.submit(work),
     }
 }
@@ -40,28 +49,39 @@ pub(crate) struct Rejected {
     pub(crate) work: Work,
 }
 
-static SHORT: Short = Short {
-    state: Mutex::new(ShortState {
-        queue: VecDeque::new(),
-        idle: 0,
-        threads: 0,
-    }),
-    wake: Condvar::new(),
-};
+static SHORT: Shared = Shared::new("qcow2", SHORT_THREADS);
+static WRITES: Shared = Shared::new("qcow2-write", WRITE_THREADS);
+static WAITING: Shared = Shared::new("qcow2-wait", WAITING_THREADS);
 
-struct Short {
-    state: Mutex<ShortState>,
+/// Threads that share a queue. They are made when they are first needed, and stay.
+struct Shared {
+    name: &'static str,
+    most: usize,
+    state: Mutex<SharedState>,
     wake: Condvar,
 }
 
-struct ShortState {
+struct SharedState {
     queue: VecDeque<Work>,
     /// Threads that wait, those included that were woken and have not taken their work yet.
     idle: usize,
     threads: usize,
 }
 
-impl Short {
+impl Shared {
+    const fn new(name: &'static str, most: usize) -> Self {
+        Self {
+            name,
+            most,
+            state: Mutex::new(SharedState {
+                queue: VecDeque::new(),
+                idle: 0,
+                threads: 0,
+            }),
+            wake: Condvar::new(),
+        }
+    }
+
     fn submit(&'static self, work: Work) -> Result<(), Rejected> {
         let mut state = lock(&self.state);
         state.queue.push_back(work);
@@ -69,8 +89,8 @@ impl Short {
             // Only then: waking costs a system call even where nobody waits. And not under the lock, which the woken would wait for again.
             drop(state);
             self.wake.notify_one();
-        } else if state.threads < SHORT_THREADS {
-            match spawn(format!("qcow2-{}", state.threads + 1), move || self.serve()) {
+        } else if state.threads < self.most {
+            match spawn(format!("{}-{}", self.name, state.threads + 1), move || self.serve()) {
                 Ok(()) => state.threads += 1,
                 Err(error) if state.threads == 0 => return reject(&mut state.queue, error),
                 // The threads that there are will come to it.
@@ -194,6 +214,12 @@ mod tests {
     #[test]
     fn short_requests_run_four_at_a_time_on_named_threads() {
         measure_width(Lane::Short, SHORT_THREADS, "qcow2-");
+    }
+
+    #[test]
+    fn writes_and_what_waits_for_a_device_have_threads_of_their_own() {
+        measure_width(Lane::Write, WRITE_THREADS, "qcow2-write-");
+        measure_width(Lane::Waiting, WAITING_THREADS, "qcow2-wait-");
     }
 
     #[test]

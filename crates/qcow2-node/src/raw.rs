@@ -12,7 +12,10 @@ use std::ptr::{self, NonNull};
 use napi::bindgen_prelude::{Array, BigUint64ArraySlice, Float64ArraySlice, FromNapiValue, ToNapiValue, Unknown};
 use napi::threadsafe_function::ThreadsafeFunctionHandle;
 use napi::{Env, Error, JsValue, Result, Status, sys};
+use qcow2_engine::Buffer;
 use qcow2_engine::storage::CallerMemory;
+
+use crate::buffers;
 
 /// A copy of the bytes of a `Uint8Array` argument, made at the call.
 pub(crate) struct Bytes(pub(crate) Vec<u8>);
@@ -32,6 +35,30 @@ impl FromNapiValue for Bytes {
             bytes.set_len(place.length);
         }
         Ok(Self(bytes))
+    }
+}
+
+/// A `Uint8Array` argument that this call itself copies from.
+pub(crate) struct InBytes(Place);
+
+impl InBytes {
+    /// A copy of the `length` bytes from `offset` on. `None`: the view does not reach that far.
+    pub(crate) fn copy(self, offset: usize, length: usize) -> std::result::Result<Option<Buffer>, qcow2_engine::Error> {
+        if offset.checked_add(length).is_none_or(|end| end > self.0.length) {
+            return Ok(None);
+        }
+        let mut bytes = buffers::take(length)?;
+        // SAFETY: arguments are taken and used within one synchronous call, so the place that `place_of` told is still valid, and the range was
+        // just checked against it. The buffer is our own. A racing writer to shared memory can only make the copy torn.
+        unsafe { ptr::copy_nonoverlapping(self.0.pointer.add(offset), bytes.as_mut_ptr(), length) };
+        Ok(Some(bytes))
+    }
+}
+
+impl FromNapiValue for InBytes {
+    unsafe fn from_napi_value(env: sys::napi_env, value: sys::napi_value) -> Result<Self> {
+        // SAFETY: the caller, generated code, passes a live environment and value.
+        unsafe { place_of(env, value) }.map(Self)
     }
 }
 

@@ -70,7 +70,8 @@ pub fn try_read(
 ) -> napi::Result<i32> {
     let instance = Instance::of(&env)?;
     let handles = instance.handles.borrow();
-    let (Ok(Resource::Chain(chain)), Ok(offset)) = (handles.resource(chain), whole("offset", offset)) else {
+    let chain = handles.resource(chain).ok().and_then(Resource::chain);
+    let (Some(chain), Ok(offset)) = (chain, whole("offset", offset)) else {
         return Ok(-1);
     };
     let offset = usize::try_from(offset).unwrap_or(usize::MAX);

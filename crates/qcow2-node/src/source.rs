@@ -28,6 +28,8 @@ pub struct SourceSpec {
     pub size: Option<BigInt>,
     /// May it be a block device? Regular files always may.
     pub devices: Option<bool>,
+    /// Is it written too? Default false.
+    pub writable: Option<bool>,
 }
 
 /// A source that a thread can open.
@@ -37,7 +39,7 @@ pub(crate) struct Source {
 }
 
 enum Place {
-    Path { path: PathBuf, special: AllowSpecial },
+    Path { path: PathBuf, mode: OpenMode },
     Storage(Arc<dyn Storage>),
 }
 
@@ -54,10 +56,13 @@ impl SourceSpec {
         let place = match (self.path, self.memory) {
             (Some(path), None) => Place::Path {
                 path: path.into(),
-                special: if self.devices == Some(true) {
-                    AllowSpecial::BlockDevices
-                } else {
-                    AllowSpecial::No
+                mode: OpenMode {
+                    writable: self.writable == Some(true),
+                    special: if self.devices == Some(true) {
+                        AllowSpecial::BlockDevices
+                    } else {
+                        AllowSpecial::No
+                    },
                 },
             },
             (None, Some(handle)) => Place::Storage(call.memory(handle)?),
@@ -73,17 +78,11 @@ impl SourceSpec {
 }
 
 impl Source {
-    /// Opens it for reading.
+    /// Opens it, for writing if that was said.
     pub(crate) fn open(self) -> Result<Arc<dyn Storage>, Error> {
         let storage: Arc<dyn Storage> = match self.place {
             Place::Storage(storage) => storage,
-            Place::Path { path, special } => Arc::new(FileStorage::open(
-                &path,
-                OpenMode {
-                    writable: false,
-                    special,
-                },
-            )?),
+            Place::Path { path, mode } => Arc::new(FileStorage::open(&path, mode)?),
         };
         match self.window {
             None => Ok(storage),
