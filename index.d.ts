@@ -15,6 +15,21 @@ export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-was
  */
 export declare function attachDataFile(id: CallId, layer: Handle, source: SourceSpec): void
 
+/** Adds a bitmap. */
+export declare function bitmapAdd(id: CallId, disk: Handle, bitmap: NewBitmapSpec): void
+
+/** Makes nothing dirty. */
+export declare function bitmapClear(id: CallId, disk: Handle, name: string): void
+
+/**
+ * Completes with at most `max` dirty ranges from the guest offset `start` on, as a `BigUint64Array` of two words for each: where it begins, and
+ * where it ends (exclusive).
+ */
+export declare function bitmapDirty(id: CallId, disk: Handle, name: string, start: bigint, max: number): void
+
+/** Lets a bitmap follow writes, or not. */
+export declare function bitmapEnable(id: CallId, disk: Handle, name: string, enabled: boolean): void
+
 /** A persistent bitmap. */
 export interface BitmapFacts {
   /** Its name. */
@@ -26,6 +41,15 @@ export interface BitmapFacts {
   /** It records writes. */
   auto: boolean
 }
+
+/** The bitmaps that the disk has now. */
+export declare function bitmapList(disk: Handle): Array<DiskBitmapFacts>
+
+/** Adds what is dirty in `source` to `target`. */
+export declare function bitmapMerge(id: CallId, disk: Handle, target: string, source: string): void
+
+/** Removes a bitmap. */
+export declare function bitmapRemove(id: CallId, disk: Handle, name: string): void
 
 /** A call's number, chosen by JavaScript, unique while the call is open. */
 export type CallId = number
@@ -200,6 +224,23 @@ export interface CreateSpec {
   extentSizeHint?: bigint
 }
 
+/** Gives the space of a range back. */
+export declare function discard(id: CallId, disk: Handle, position: bigint, length: bigint): void
+
+/** What is known of a bitmap while its disk is written. */
+export interface DiskBitmapFacts {
+  /** Its name. */
+  name: string
+  /** Bytes that one bit stands for. */
+  granularity: number
+  /** It follows writes. */
+  enabled: boolean
+  /** What it says is not known. */
+  inconsistent: boolean
+  /** Bytes that are dirty. */
+  dirtyBytes: bigint
+}
+
 /** An error, field by field. */
 export interface ErrorData {
   /** The stable code, `ERR_QCOW2_…`. */
@@ -253,6 +294,9 @@ export interface FindingFacts {
   /** One sentence for people. */
   message: string
 }
+
+/** Makes every write that has completed durable. */
+export declare function flush(id: CallId, disk: Handle): void
 
 /** A number that stands for an opened thing. Never used twice in an environment. */
 export type Handle = number
@@ -336,6 +380,8 @@ export interface LayerSpec {
   forceShare: boolean
   /** `auto`, `on` or `off`. */
   locking: string
+  /** Written too: takes the locks of a writer, and its source must be writable. Default false. */
+  writable?: boolean
   /** Facts alone are wanted: an encrypted image opens too. */
   metadataOnly: boolean
   /** Keep going where `check` wants to report. */
@@ -407,6 +453,32 @@ export declare function memoryTruncate(handle: Handle, size: number): void
 /** Copies `bytes` to `position` and grows the memory where needed. */
 export declare function memoryWrite(handle: Handle, bytes: Uint8Array, position: number): void
 
+/** A new bitmap. */
+export interface NewBitmapSpec {
+  /** Its name. */
+  name: string
+  /** Bytes that one bit stands for; none: 65536. */
+  granularity?: bigint
+  /** It records from the beginning. */
+  enabled: boolean
+}
+
+/** A new snapshot. */
+export interface NewSnapshotSpec {
+  /** Its name. */
+  name: string
+  /** Another one may have the same name. */
+  allowDuplicate: boolean
+  /** Seconds since 1970; none: now. */
+  dateSec?: number
+  /** And nanoseconds. */
+  dateNsec?: number
+  /** The guest's clock in nanoseconds. */
+  vmClockNsec?: bigint
+  /** Instruction count. */
+  icount?: bigint
+}
+
 /** Something found on opening. */
 export interface NoticeFacts {
   /** Stable. */
@@ -417,6 +489,12 @@ export interface NoticeFacts {
 
 /** Makes a disk of open layers, top first, whose handles end with that, also if it fails. Completes with its facts. */
 export declare function openChain(id: CallId, layers: Array<Handle>, options: ChainSpec): void
+
+/**
+ * Makes a disk of open layers, top first, that is written. The handles of the layers end with that, also if it fails. Completes with its
+ * facts. An image that was not closed is repaired before.
+ */
+export declare function openDisk(id: CallId, layers: Array<Handle>, cacheBytes: number): void
 
 /** Opens an image or raw file. Nothing that it names is opened. Completes with its facts. */
 export declare function openLayer(id: CallId, source: SourceSpec, options: LayerSpec): void
@@ -450,11 +528,39 @@ export interface RangeFacts {
  */
 export declare function read(id: CallId, chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
 
+/** Gives the disk another size in bytes. Completes with its virtual size then. */
+export declare function resize(id: CallId, disk: Handle, size: bigint, options: ResizeSpec): void
+
+/** How a disk is resized. */
+export interface ResizeSpec {
+  /** It may become smaller. */
+  shrink: boolean
+  /** `off`, `metadata`, `falloc` or `full`. */
+  preallocation: string
+}
+
 /**
  * For the end of the process: stops every call and waits, at most so many milliseconds, until what was half-made is removed.
  * Nothing completes after it.
  */
 export declare function shutdown(milliseconds: number): void
+
+/** Makes the disk what it was. Completes with its virtual size then. */
+export declare function snapshotApply(id: CallId, disk: Handle, which: SnapshotChoiceSpec): void
+
+/** Which snapshot is meant. */
+export interface SnapshotChoiceSpec {
+  /** Its id or name: … */
+  text: string
+  /** … `id`, `name` or `any`: the id goes first. */
+  by: string
+}
+
+/** Takes a snapshot. Completes with its facts. */
+export declare function snapshotCreate(id: CallId, disk: Handle, snapshot: NewSnapshotSpec): void
+
+/** Deletes a snapshot. */
+export declare function snapshotDelete(id: CallId, disk: Handle, which: SnapshotChoiceSpec): void
 
 /** A snapshot as its table has it. */
 export interface SnapshotFacts {
@@ -476,6 +582,15 @@ export interface SnapshotFacts {
   diskSize: bigint
 }
 
+/** The snapshots that the disk has now. */
+export declare function snapshotList(disk: Handle): Array<SnapshotFacts>
+
+/** Opens a snapshot, read-only, on the files and locks of its disk. Completes with its facts. */
+export declare function snapshotOpen(id: CallId, disk: Handle, which: SnapshotChoiceSpec): void
+
+/** Gives a snapshot another name. */
+export declare function snapshotRename(id: CallId, disk: Handle, which: SnapshotChoiceSpec, name: string): void
+
 /** A file or memory, or a window of it. */
 export interface SourceSpec {
   /** The file's path, or… */
@@ -488,6 +603,8 @@ export interface SourceSpec {
   size?: bigint
   /** May it be a block device? Regular files always may. */
   devices?: boolean
+  /** Is it written too? Default false. */
+  writable?: boolean
 }
 
 /**
@@ -516,3 +633,9 @@ export interface TargetSpec {
  * `read` goes on from there. -1: the handle is not of an open disk, or the target does not reach that far.
  */
 export declare function tryRead(chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): number
+
+/** Writes `length` bytes from `offset` of `source` on to a guest offset, given as two 32-bit halves. Completes with `length`. */
+export declare function write(id: CallId, disk: Handle, source: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
+
+/** Makes a range read as zeros; with `unmap` its space is given back. */
+export declare function writeZeroes(id: CallId, disk: Handle, position: bigint, length: bigint, unmap: boolean): void

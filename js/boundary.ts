@@ -15,6 +15,8 @@ export interface SourceSpec {
   size?: bigint
   /** May it be a block device? Regular files always may. */
   devices?: boolean
+  /** Is it written too? Default false. */
+  writable?: boolean
 }
 
 /** How a layer is opened. */
@@ -22,6 +24,8 @@ export interface LayerSpec {
   format: Format
   forceShare: boolean
   locking: 'auto' | 'on' | 'off'
+  /** Is it written too? Default false. */
+  writable?: boolean
   /** Facts alone are wanted: an encrypted image opens too. */
   metadataOnly: boolean
   /** Keep going where `check` wants to report. */
@@ -86,6 +90,31 @@ export interface ChainFacts {
   handle: Handle
   virtualSize: bigint
   clusterSize: number
+}
+
+/** A new snapshot. */
+export interface NewSnapshotSpec {
+  name: string
+  allowDuplicate: boolean
+  dateSec?: number
+  dateNsec?: number
+  vmClockNsec?: bigint
+  icount?: bigint
+}
+
+/** Which snapshot is meant: by its id, by its name, or by either, the id first. */
+export interface SnapshotChoiceSpec {
+  text: string
+  by: 'id' | 'name' | 'any'
+}
+
+/** A bitmap of a disk that is written. */
+export interface DiskBitmapFacts {
+  name: string
+  granularity: number
+  enabled: boolean
+  inconsistent: boolean
+  dirtyBytes: bigint
 }
 
 /** Where an image is written. */
@@ -224,6 +253,25 @@ export interface Addon {
   openChain(id: number, layers: Handle[], options: { snapshot?: string; cacheBytes: number; maxChainDepth: number }): void
   read(id: number, chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
   tryRead(chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): number
+  openDisk(id: number, layers: Handle[], cacheBytes: number): void
+  write(id: number, disk: Handle, source: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
+  writeZeroes(id: number, disk: Handle, position: bigint, length: bigint, unmap: boolean): void
+  discard(id: number, disk: Handle, position: bigint, length: bigint): void
+  flush(id: number, disk: Handle): void
+  resize(id: number, disk: Handle, size: bigint, options: { shrink: boolean; preallocation: Preallocation }): void
+  snapshotList(disk: Handle): SnapshotFacts[]
+  snapshotCreate(id: number, disk: Handle, snapshot: NewSnapshotSpec): void
+  snapshotApply(id: number, disk: Handle, which: SnapshotChoiceSpec): void
+  snapshotDelete(id: number, disk: Handle, which: SnapshotChoiceSpec): void
+  snapshotRename(id: number, disk: Handle, which: SnapshotChoiceSpec, name: string): void
+  snapshotOpen(id: number, disk: Handle, which: SnapshotChoiceSpec): void
+  bitmapList(disk: Handle): DiskBitmapFacts[]
+  bitmapAdd(id: number, disk: Handle, bitmap: { name: string; granularity?: bigint; enabled: boolean }): void
+  bitmapRemove(id: number, disk: Handle, name: string): void
+  bitmapClear(id: number, disk: Handle, name: string): void
+  bitmapEnable(id: number, disk: Handle, name: string, enabled: boolean): void
+  bitmapMerge(id: number, disk: Handle, target: string, source: string): void
+  bitmapDirty(id: number, disk: Handle, name: string, start: bigint, max: number): void
   map(id: number, chain: Handle, start: bigint, length: bigint, max: number): void
   create(id: number, target: TargetSpec, options: CreateSpec): void
   convert(id: number, sources: Handle[], target: TargetSpec, options: ConvertSpec): void

@@ -2,8 +2,9 @@
  * Opening an image with everything below it: one layer at a time, and the gate is asked before each.
  */
 
+import { orAborted } from './abort.js'
 import type { ChainFacts, Handle, Identity, LayerFacts, SourceSpec } from './boundary.js'
-import { cancelled, Qcow2Error } from './errors.js'
+import { Qcow2Error } from './errors.js'
 import { nameOf, type Passage, pathOf, printable, refuseReplaced } from './gate.js'
 import { call } from './native.js'
 import type { Settings } from './settings.js'
@@ -36,17 +37,17 @@ export async function openChain(located: Located, settings: Settings): Promise<O
     let next: Step | undefined = { spec: located.spec, path: located.path, format: settings.format }
     while (next !== undefined) next = await openNext(next, layers, settings)
     handed = true
+    const handles = layers.map(({ facts }) => facts.handle)
     const facts = await call<ChainFacts>(
-      (addon, id) =>
-        addon.openChain(
-          id,
-          layers.map(({ facts }) => facts.handle),
-          {
+      (addon, id) => {
+        if (settings.writable) addon.openDisk(id, handles, settings.cacheBytes)
+        else
+          addon.openChain(id, handles, {
             cacheBytes: settings.cacheBytes,
             maxChainDepth: settings.layer.maxChainDepth,
             ...(settings.snapshot === undefined ? {} : { snapshot: settings.snapshot }),
-          },
-        ),
+          })
+      },
       { signal },
     )
     return { ...facts, layers }
@@ -89,8 +90,10 @@ async function openNext(step: Step, layers: OpenedLayer[], settings: Settings): 
 }
 
 function openLayer(step: Step, depth: number, settings: Settings): Promise<LayerFacts> {
+  const writable = settings.writable && depth === 0
   const opened = call<LayerFacts>(
-    (addon, id) => addon.openLayer(id, step.spec, { ...settings.layer, format: step.format, metadataOnly: false, forCheck: false }),
+    (addon, id) =>
+      addon.openLayer(id, { ...step.spec, writable }, { ...settings.layer, format: step.format, writable, metadataOnly: false, forCheck: false }),
     { signal: settings.signal },
   )
   return depth === 0 ? opened : opened.catch((error) => Promise.reject(inRole(error, 'backing', depth)))
@@ -108,18 +111,8 @@ async function stepDown(facts: LayerFacts, layer: LayerDescription, settings: Se
 
 function ask(file: NamedFile, layer: LayerDescription, { gate, signal }: Settings): Promise<Passage> {
   const answer = gate(file, layer).catch((error) => Promise.reject(inRole(error, file.kind, layer.depth + (file.kind === 'backing' ? 1 : 0))))
+  // A function of the caller may wait for anything, such as a person: the signal does not wait for it.
   return signal === undefined ? answer : orAborted(answer, signal)
-}
-
-/** A function of the caller may wait for anything, such as a person: the signal does not wait for it. */
-function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const abort = (): void => reject(cancelled(signal.reason))
-    const forget = (): void => signal.removeEventListener('abort', abort)
-    signal.addEventListener('abort', abort, { once: true })
-    work.then(resolve, reject).finally(forget)
-    if (signal.aborted) abort()
-  })
 }
 
 /** Nothing below the top is ever guessed: a guest can write what looks like an image into its raw disk. */
@@ -147,7 +140,12 @@ async function attachDataFile(layers: readonly OpenedLayer[], layer: LayerDescri
   const passage = await dataFilePassage(last.facts, layer, settings)
   try {
     const identity = await call<Identity>(
-      (addon, id) => addon.attachDataFile(id, last.facts.handle, { path: passage.path, devices: passage.devices }),
+      (addon, id) =>
+        addon.attachDataFile(id, last.facts.handle, {
+          path: passage.path,
+          devices: passage.devices,
+          writable: settings.writable && layer.depth === 0,
+        }),
       { signal: settings.signal },
     )
     await refuseReplaced(passage, identity)

@@ -4,12 +4,13 @@
  * @packageDocumentation
  */
 
+export type { DirtyRange, DiskBitmap, DiskBitmaps, NewBitmap } from './bitmaps.js'
 export { check } from './check.js'
 export { compare } from './compare.js'
 export { convert } from './convert.js'
 export { create } from './create.js'
 export { dd } from './dd.js'
-export { Disk, type DiskSnapshots, type ReadOptions, type ReadResult } from './disk.js'
+export { Disk, type ReadOptions, type ReadResult, type ResizeOptions, type WriteResult } from './disk.js'
 export { Qcow2Error, type Qcow2ErrorFields } from './errors.js'
 export { info } from './info.js'
 export type * from './job-types.js'
@@ -18,5 +19,8 @@ export { measure } from './measure.js'
 export { memoryStorage } from './memory.js'
 export { open } from './open.js'
 export { type ProbeOptions, probe } from './probe.js'
+export type { DiskSnapshots, NewSnapshot, SnapshotChoice } from './snapshots.js'
 export type { ReadStreamOptions } from './streams.js'
 export type * from './types.js'
+export type { WriteOptions } from './write-arguments.js'
+export type { WriteStreamOptions } from './write-streams.js'

@@ -33,8 +33,12 @@ const OFFSET = 16n
 const IN_DATA_FILE = 32n
 
 /** The checked options of `map`, within a disk of `size` bytes. */
-export function mapRange(options: MapOptions | undefined, size: bigint): { start: bigint; end: bigint; signal: AbortSignal | undefined } {
-  const { start = 0n, end, signal } = checkOptions('map', options, RULES)
+export function mapRange(
+  options: MapOptions | undefined,
+  size: bigint,
+  call = 'map',
+): { start: bigint; end: bigint; signal: AbortSignal | undefined } {
+  const { start = 0n, end, signal } = checkOptions(call, options, RULES)
   if (end !== undefined && start > end) throw invalid('start', `start must not be greater than end: they are ${start} and ${end}`)
   return { start, end: end === undefined || end > size ? size : end, signal }
 }

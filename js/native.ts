@@ -102,6 +102,30 @@ export async function readInPool(
 }
 
 /**
+ * Writes to a disk on the pool's threads. The bytes are copied before this returns.
+ *
+ * @param position - guest offset in bytes, to which `done` is added
+ * @param done - how many bytes behind `offset` to begin
+ */
+export async function writeInPool(
+  disk: Handle,
+  source: Uint8Array,
+  offset: number,
+  length: number,
+  position: number | bigint,
+  done: number,
+): Promise<void> {
+  const native = start()
+  const [low, high] = words(position, done)
+  spend(0, length)
+  try {
+    await answer(native, ++lastCall, (native, id) => native.write(id, disk, source, offset + done, length, low, high))
+  } catch (failure) {
+    throw asError(failure)
+  }
+}
+
+/**
  * Reads what memory has, at once and on this thread. What it throws is a {@link Qcow2Error}.
  *
  * @returns how many bytes those were; fewer than `length` say nothing about the rest
@@ -131,17 +155,26 @@ export function sync<T>(work: (addon: Addon) => T): T {
 
 /**
  * Closes `handle` when `owner` is collected without having been closed. Call the function that it returns once it is closed.
+ *
+ * @param written - how a warning calls what was written and not closed; none for what was only read
  */
-export function closeWhenLost(owner: object, handle: Handle): () => void {
+export function closeWhenLost(owner: object, handle: Handle, written?: string): () => void {
   const token = {}
-  lost.register(owner, handle, token)
+  lost.register(owner, { handle, written }, token)
   return () => lost.unregister(token)
 }
 
-const lost = new FinalizationRegistry<Handle>((handle) => {
-  // Nobody is left to be told of a failure.
-  call((native, id) => native.close(id, handle)).catch(() => {})
+const lost = new FinalizationRegistry<{ handle: Handle; written: string | undefined }>(({ handle, written }) => {
+  if (written !== undefined) warn(`${written} was open for writing and was forgotten without close(): it is flushed and closed now`)
+  call((native, id) => native.close(id, handle)).catch((error) => {
+    // Nobody else is left to be told of a failure.
+    if (written !== undefined) warn(`${written} was forgotten without close(), and closing it failed: ${(error as Error).message}`)
+  })
 })
+
+function warn(message: string): void {
+  process.emitWarning(message, { type: 'Qcow2Warning', code: 'QCOW2_NOT_CLOSED' })
+}
 
 function start(): RawAddon {
   if (started === undefined) {

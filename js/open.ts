@@ -4,17 +4,18 @@
 
 import { openChain } from './chain.js'
 import { Disk } from './disk.js'
-import { atCaller, cancelled } from './errors.js'
+import { atCaller, cancelled, invalid } from './errors.js'
 import { checkOptions } from './options.js'
 import { OPEN_RULES, settingsOf } from './settings.js'
 import { locate } from './source.js'
 import type { OpenOptions, Source } from './types.js'
 
 /**
- * Opens an image for reading, with its backing files as far as `backingFiles` lets them pass.
+ * Opens an image for reading, or with `{ writable: true }` for writing too, with its backing files as far as `backingFiles` lets them pass.
  *
  * The format is qcow2 unless `format` says raw, whatever the name: a disk that a guest wrote must not decide what it is. An image that is
- * marked dirty or corrupt opens and says so in `notices`; an encrypted one is refused.
+ * marked dirty or corrupt opens for reading and says so in `notices`; an encrypted one is refused. For writing, a dirty one is repaired first and
+ * a corrupt one refused; what was written is on the device after `flush` or `close`.
  *
  * @param source - a path, a `file:` URL, bytes (copied at the call), `{ path, offset, size }` or `memoryStorage()`
  * @returns a disk that has to be closed
@@ -40,6 +41,9 @@ export function open(source: Source, options?: OpenOptions): Promise<Disk> {
   return atCaller(open, async () => {
     const settings = settingsOf(checkOptions('open', options, OPEN_RULES))
     if (settings.signal?.aborted) throw cancelled(settings.signal.reason)
+    if (settings.writable && source instanceof Uint8Array) {
+      throw invalid('source', 'bytes are copied, and nobody would see what is written to the copy: give memoryStorage(bytes)')
+    }
     const located = locate(source)
     try {
       return await Disk.adopt(await openChain(located, settings), settings)

@@ -20,8 +20,9 @@ export interface ReadRequest<B extends NodeJS.ArrayBufferView> {
 /** As `FileHandle.read` takes where no buffer is given. */
 const DEFAULT_LENGTH = 16384
 
-const any: Rule<unknown> = (value) => value
-const KEYS = { buffer: any, offset: any, length: any, position: any }
+/** The rule for what is judged elsewhere. */
+export const ANY: Rule<unknown> = (value) => value
+const KEYS = { buffer: ANY, offset: ANY, length: ANY, position: ANY }
 
 /** Sorts and checks the arguments of one read. */
 export function readArguments<B extends NodeJS.ArrayBufferView>(first: unknown, second: unknown, third: unknown, fourth: unknown): ReadRequest<B> {
@@ -63,12 +64,14 @@ function request<B extends NodeJS.ArrayBufferView>(buffer: B, offsetGiven: unkno
   return { buffer, target, offset, length, position: place(positionGiven) }
 }
 
-function within(value: unknown, most: number, name: string, has: string): number {
+/** A count of bytes in a buffer. */
+export function within(value: unknown, most: number, name: string, has: string): number {
   if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= most) return value
   throw invalid(name, `${name} must be a whole number of bytes from 0 to ${most}, as ${has} ${most} bytes: it is ${kindOf(value)}`)
 }
 
-function place(value: unknown): ByteCount {
+/** A place on a disk. */
+export function place(value: unknown): ByteCount {
   if (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0) return value
   if (value === undefined || value === null) throw invalid('position', 'position must be given: a disk has no cursor')
   return parseCount(value, 'position')

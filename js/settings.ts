@@ -29,7 +29,7 @@ export const SOURCE_RULES = {
 }
 
 /** What `open` takes. */
-export const OPEN_RULES = { ...SOURCE_RULES, format, snapshot: text, signal }
+export const OPEN_RULES = { ...SOURCE_RULES, format, writable: flag, snapshot: text, signal }
 
 /** The rule for `source`: the options of `open` for what a job reads. */
 export function sourceRule<R extends Rules>(call: string, rules: R): Rule<Checked<R>> {
@@ -42,6 +42,8 @@ export interface Settings {
   /** The format was found by content: the image may name no other file. */
   probed: boolean
   snapshot: string | undefined
+  /** The top layer and its data file are written too. */
+  writable: boolean
   gate: Gate
   dataFile: boolean | string
   bigint: boolean
@@ -52,9 +54,17 @@ export interface Settings {
 
 /** Fills in the defaults. */
 export function settingsOf(checked: Checked<typeof OPEN_RULES>): Settings {
+  const writable = checked.writable ?? false
+  if (writable && checked.snapshot !== undefined) {
+    throw invalid('writable', 'a snapshot never changes: writable and snapshot exclude each other; disk.snapshots.apply makes the disk what it was')
+  }
+  if (writable && checked.forceShare === true) {
+    throw invalid('forceShare', 'who writes lets nobody else write: writable and forceShare exclude each other')
+  }
   return {
     format: checked.format ?? 'qcow2',
     probed: false,
+    writable,
     snapshot: checked.snapshot,
     gate: checked.backingFiles ?? sameDirectory,
     dataFile: checked.dataFile ?? false,

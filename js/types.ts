@@ -100,7 +100,12 @@ export type Source = string | URL | Uint8Array | FileWindow | MemoryStorage
 export interface OpenOptions {
   /** `'qcow2'` (default) or `'raw'`. */
   format?: Format
-  /** Open an internal snapshot, by id or name, instead of the active state. */
+  /**
+   * Write too: nobody else may use the image meanwhile, and an image that was not closed is repaired first. Backing files are only read. Default
+   * false.
+   */
+  writable?: boolean
+  /** Open an internal snapshot, by id or name, instead of the active state. Read-only. */
   snapshot?: string
   /** Default `'same-directory'`. */
   backingFiles?: BackingFiles
@@ -119,7 +124,7 @@ export interface OpenOptions {
 }
 
 /** {@link OpenOptions} without what only makes sense for one opened disk: what jobs take for their sources. */
-export type SourceOptions = Omit<OpenOptions, 'format' | 'snapshot' | 'signal'>
+export type SourceOptions = Omit<OpenOptions, 'format' | 'writable' | 'snapshot' | 'signal'>
 
 /** What was found on opening that a reader should know. */
 export interface Notice {

@@ -60,12 +60,12 @@ pub fn bitmap_list(env: Env, disk: Handle) -> Result<Vec<DiskBitmapFacts>, NapiE
 
 /// Adds a bitmap.
 #[napi(catch_unwind)]
-pub fn bitmap_add(env: Env, id: CallId, disk: Handle, new: NewBitmapSpec) -> napi::Result<()> {
+pub fn bitmap_add(env: Env, id: CallId, disk: Handle, bitmap: NewBitmapSpec) -> napi::Result<()> {
     accept(&env, id, |call| {
         let new = NewBitmap {
-            granularity: unsigned("granularity", new.granularity.as_ref())?,
-            name: new.name,
-            enabled: new.enabled,
+            granularity: unsigned("granularity", bitmap.granularity.as_ref())?,
+            name: bitmap.name,
+            enabled: bitmap.enabled,
         };
         alone(call, disk, move |disk| disk.bitmap_add(new))
     })

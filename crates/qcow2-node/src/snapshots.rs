@@ -68,15 +68,17 @@ pub fn snapshot_list(env: Env, disk: Handle) -> Result<Vec<SnapshotFacts>, NapiE
 
 /// Takes a snapshot. Completes with its facts.
 #[napi(catch_unwind)]
-pub fn snapshot_create(env: Env, id: CallId, disk: Handle, new: NewSnapshotSpec) -> napi::Result<()> {
+pub fn snapshot_create(env: Env, id: CallId, disk: Handle, snapshot: NewSnapshotSpec) -> napi::Result<()> {
     accept(&env, id, |call| {
         let writable = call.disk(disk)?;
         let new = NewSnapshot {
-            name: new.name,
-            allow_duplicate: new.allow_duplicate,
-            date: new.date_sec.map(|seconds| (seconds, new.date_nsec.unwrap_or(0))),
-            vm_clock_nsec: unsigned("vmClockNsec", new.vm_clock_nsec.as_ref())?.unwrap_or(0),
-            icount: unsigned("icount", new.icount.as_ref())?,
+            name: snapshot.name,
+            allow_duplicate: snapshot.allow_duplicate,
+            date: snapshot
+                .date_sec
+                .map(|seconds| (seconds, snapshot.date_nsec.unwrap_or(0))),
+            vm_clock_nsec: unsigned("vmClockNsec", snapshot.vm_clock_nsec.as_ref())?.unwrap_or(0),
+            icount: unsigned("icount", snapshot.icount.as_ref())?,
         };
         call.run_on(&writable, Turn::Alone, Lane::Waiting, move |disk| {
             let snapshot = disk.snapshot_create(new)?;
