@@ -3,7 +3,7 @@
  */
 
 import { addAbortSignal, Writable } from 'node:stream'
-import { ByteLengthQueuingStrategy, WritableStream, type WritableStreamDefaultController } from 'node:stream/web'
+import { WritableStream, type WritableStreamDefaultController } from 'node:stream/web'
 import { isAnyArrayBuffer, isArrayBufferView } from 'node:util/types'
 import type { Disk } from './disk.js'
 import { invalid } from './errors.js'
@@ -133,7 +133,8 @@ export function webWritable(disk: Disk<ByteCount>, options: WriteStreamOptions |
   const pump = new Pump(disk, checked)
   let abort = (): void => {}
   const forget = (): void => signal?.removeEventListener('abort', abort)
-  const strategy = new ByteLengthQueuingStrategy({ highWaterMark: checked.highWaterMark ?? WAITING })
+  // Not Node.js's strategy of bytes: it fails for what is no chunk before that can be told.
+  const size = (chunk: Partial<Uint8Array> | undefined): number => chunk?.byteLength ?? 1
   return new WritableStream<Uint8Array>(
     {
       start(controller: WritableStreamDefaultController) {
@@ -145,7 +146,7 @@ export function webWritable(disk: Disk<ByteCount>, options: WriteStreamOptions |
       close: () => pump.finish().finally(forget),
       abort: () => pump.settle().finally(forget),
     },
-    strategy,
+    { highWaterMark: checked.highWaterMark ?? WAITING, size },
   )
 }
 

@@ -211,7 +211,11 @@ impl Error {
             Self::Decompress { guest, .. } => vec![("guest", guest.0.to_string())],
             Self::Encrypted { method, .. } => vec![("method", (*method).to_owned())],
             Self::Locked { permission, shared, .. } => {
-                vec![("permission", (*permission).to_owned()), ("shared", shared.to_string())]
+                let byte = crate::lock::byte_of(permission, *shared);
+                let byte = byte.map(|byte| ("byte", byte.to_string()));
+                let mut details = vec![("permission", (*permission).to_owned()), ("shared", shared.to_string())];
+                details.extend(byte);
+                details
             }
             Self::Limit { limit, allowed, wanted } => vec![
                 ("limit", (*limit).to_owned()),

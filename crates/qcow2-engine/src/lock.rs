@@ -33,6 +33,24 @@ pub enum Locking {
     Off,
 }
 
+/// QEMU's numbers of the permissions, and what they are called in errors.
+const PERMISSIONS: [(i64, &str); 4] = [
+    (0, "consistent read"),
+    (1, "write"),
+    (2, "write unchanged"),
+    (3, "resize"),
+];
+/// Byte of "I use permission 0".
+const USES: i64 = 100;
+/// Byte of "nobody else may use permission 0".
+const FORBIDS: i64 = 200;
+
+/// The byte of the file whose lock keeps a permission from being had; `shared`: because somebody uses it.
+pub(crate) fn byte_of(permission: &str, shared: bool) -> Option<i64> {
+    let (number, _) = PERMISSIONS.iter().find(|(_, name)| *name == permission)?;
+    Some(number + if shared { USES } else { FORBIDS })
+}
+
 /// Locks that are held until this is dropped.
 #[derive(Debug)]
 pub struct ImageLock {
@@ -76,22 +94,18 @@ mod system {
     use nix::fcntl::{FcntlArg, fcntl};
     use nix::libc;
 
-    use super::{ImageLock, LockMode, Locking, Notice, Result};
+    use super::{FORBIDS, ImageLock, LockMode, Locking, Notice, PERMISSIONS, Result, USES};
     use crate::error::Error;
 
-    const USES: i64 = 100;
-    const FORBIDS: i64 = 200;
     const CONSISTENT_READ: i64 = 0;
     const WRITE: i64 = 1;
     const RESIZE: i64 = 3;
 
     fn permission_name(permission: i64) -> &'static str {
-        match permission {
-            CONSISTENT_READ => "consistent read",
-            WRITE => "write",
-            RESIZE => "resize",
-            _ => "write unchanged",
-        }
+        PERMISSIONS
+            .iter()
+            .find(|(number, _)| *number == permission)
+            .map_or("write", |(_, name)| name)
     }
 
     /// The permissions that a mode uses, and those that it does not let others use.
