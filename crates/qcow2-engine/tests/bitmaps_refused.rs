@@ -317,7 +317,7 @@ fn a_data_cluster_that_lies_on_the_images_own_tables_is_not_written_nor_given_ba
         .unwrap();
     let open = disk(&folder, "a.qcow2");
     open.write(GuestOffset(900_000), &[2; 10]).unwrap();
-    open.bitmap_mark("x", &[0..100]).unwrap();
+    open.bitmap_mark("x", std::slice::from_ref(&(0..100))).unwrap();
     open.close().unwrap();
     drop(open);
     let open = disk(&folder, "a.qcow2");
@@ -370,7 +370,7 @@ fn unknown_extensions_and_what_is_behind_them_stay() {
     let folder = Folder::new();
     create(&folder, "cluster_size=64k", "1M");
     let mut tail = vec![0x12, 0x34, 0x56, 0x78, 0, 0, 1, 4];
-    tail.extend((0..260).map(|byte| byte as u8));
+    tail.extend((0..260u32).map(|byte| byte as u8));
     tail.resize(tail.len().next_multiple_of(8), 0);
     patch(&folder, 504, &tail);
     patch(&folder, 40_000, b"trailing bytes");
@@ -420,7 +420,7 @@ fn wherever_a_call_fails_bitmaps_are_right_or_inconsistent() {
                 if let Ok(disk) = try_disk(failing.clone()) {
                     let _ = disk.bitmap_add(new("y"));
                     let _ = disk.write(GuestOffset(300_000), &[3; 70_000]);
-                    let _ = disk.bitmap_mark("x", &[900_000..900_001]);
+                    let _ = disk.bitmap_mark("x", std::slice::from_ref(&(900_000..900_001)));
                     let _ = disk.resize((1 << 20) + 512, ResizeOptions::default());
                     let _ = disk.bitmap_remove("y");
                     let _ = disk.close();
