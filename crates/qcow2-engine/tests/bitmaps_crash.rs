@@ -55,7 +55,7 @@ fn make(options: &str) -> Vec<u8> {
     }
     let disk = support::dirty::disk(&folder, "a.qcow2");
     disk.bitmap_mark("still", &[4096..8192, 700_000..800_000]).unwrap();
-    disk.bitmap_mark("follows", &[0..512]).unwrap();
+    disk.bitmap_mark("follows", std::slice::from_ref(&(0..512))).unwrap();
     disk.close().unwrap();
     drop(disk);
     std::fs::read(folder.path("a.qcow2")).unwrap()
@@ -310,8 +310,8 @@ fn step(
             "add"
         }
         10 => {
-            let names = open_disk.bitmaps().into_iter().map(|info| info.name);
-            if let Some(name) = names.filter(|name| name.starts_with("new")).last() {
+            let last = open_disk.bitmaps().pop().map(|info| info.name);
+            if let Some(name) = last.filter(|name| name.starts_with("new")) {
                 open_disk.bitmap_remove(&name).unwrap();
             }
             "remove"
