@@ -1,0 +1,160 @@
+//! `soak --states N --seed S --minutes M`: power cuts until there are enough. `--calibrate`: the table of rules. `--replay SEED:WORKLOAD`: one workload again.
+#![allow(clippy::print_stdout, reason = "a command")]
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use qcow2_sim::calibrate::TRIALS;
+use qcow2_sim::campaign::{Bad, Campaign};
+use qcow2_sim::plan::Focus;
+use qcow2_sim::shrink;
+use qcow2_sim::sweep::{Bench, Counts, GENERATORS};
+
+fn main() -> ExitCode {
+    // A panic is a finding, which is reported once.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut campaign = Campaign {
+        states: 1_000_000,
+        time: Duration::from_secs(4 * 3600),
+        qemu: 3000,
+        ..Campaign::default()
+    };
+    let mut words = std::env::args().skip(1);
+    let mut calibrate = false;
+    let mut replay = None;
+    while let Some(word) = words.next() {
+        if word == "--calibrate" {
+            calibrate = true;
+            continue;
+        }
+        let Some(value) = words.next() else { return usage(&word) };
+        let number = value.parse::<u64>();
+        match (word.as_str(), number) {
+            ("--states", Ok(number)) => campaign.states = number,
+            ("--seed", Ok(number)) => campaign.seed = number,
+            ("--minutes", Ok(number)) => campaign.time = Duration::from_secs(number * 60),
+            ("--workers", Ok(number)) => campaign.workers = usize::try_from(number).unwrap_or(1),
+            ("--faulty", Ok(number)) => campaign.faulty = number,
+            ("--qemu", Ok(number)) => campaign.qemu = number,
+            ("--bad", Ok(number)) => campaign.most_bad = usize::try_from(number).unwrap_or(1),
+            ("--shape", _) => campaign.shape = Some(value),
+            ("--focus", _) => match focus(&value) {
+                Some(focus) => campaign.focus = Some(focus),
+                None => return usage(&value),
+            },
+            ("--replay", _) => replay = Some(value),
+            _ => return usage(&word),
+        }
+    }
+    if calibrate {
+        return table(campaign.seed, campaign.states.min(200_000));
+    }
+    if let Some(id) = replay {
+        return again(campaign, &id);
+    }
+    soak(&campaign)
+}
+
+fn usage(word: &str) -> ExitCode {
+    println!(
+        "soak: what is {word}? --states N, --seed S, --minutes M, --workers N, --faulty N, --qemu N, --bad N, --shape NAME, --focus KIND, --replay SEED:WORKLOAD, --calibrate"
+    );
+    ExitCode::from(2)
+}
+
+fn focus(name: &str) -> Option<Focus> {
+    Some(match name {
+        "all" => Focus::All,
+        "sequential" => Focus::Sequential,
+        "threads" => Focus::Threads,
+        "snapshots" => Focus::Snapshots,
+        "bitmaps" => Focus::Bitmaps,
+        "reuse" => Focus::Reuse,
+        "resize" => Focus::Resize,
+        _ => return None,
+    })
+}
+
+fn soak(campaign: &Campaign) -> ExitCode {
+    println!(
+        "seed {}, {} states, {} workers",
+        campaign.seed, campaign.states, campaign.workers
+    );
+    let outcome = campaign.run(|counts, time| println!("{}", line(counts, time)));
+    println!("{}", line(&outcome.counts, outcome.time));
+    for bad in &outcome.bad {
+        println!("BAD {}", shrink::report(campaign, bad));
+    }
+    println!("{} bad of {} states", outcome.bad.len(), outcome.counts.all());
+    if outcome.bad.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn line(counts: &Counts, time: Duration) -> String {
+    let kinds: Vec<String> = GENERATORS
+        .iter()
+        .zip(counts.states)
+        .map(|(letter, count)| format!("{letter} {count}"))
+        .collect();
+    let all = counts.all();
+    let rate = u128::from(all) * 1000 / time.as_millis().max(1);
+    format!(
+        "{all} states ({}), {} duplicates, {rate}/s, {} workloads; {} written on, {} repaired, {} snapshots, {} bitmaps, {} with leaks (at most {}), {} by qemu-img, {} calls failed, {} switched",
+        kinds.join(", "),
+        counts.duplicates,
+        counts.workloads,
+        counts.thorough,
+        counts.repaired,
+        counts.snapshots,
+        counts.bitmaps,
+        counts.leaking,
+        counts.most_leaks,
+        counts.qemu,
+        counts.faults,
+        counts.instead
+    )
+}
+
+fn again(mut campaign: Campaign, id: &str) -> ExitCode {
+    let mut parts = id.split(':').map(str::parse::<u64>);
+    let (Some(Ok(seed)), Some(Ok(number))) = (parts.next(), parts.next()) else {
+        return usage(id);
+    };
+    campaign.seed = seed;
+    let bench = Bench::default();
+    match campaign.workload(&campaign.case(number), &bench, &mut Counts::default()) {
+        Ok(()) => {
+            println!("nothing is wrong with it");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            println!("{}", shrink::report(&campaign, &Bad { number, failure }));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn table(seed: u64, states: u64) -> ExitCode {
+    println!("| switched off | rule | found after | as |\n|---|---|---|---|");
+    let mut missed = false;
+    for trial in TRIALS {
+        let outcome = trial.run(seed, states);
+        let found = outcome.bad.first();
+        missed |= found.is_none();
+        let what = found.map_or_else(
+            || "not found".to_owned(),
+            |bad| bad.failure.text.chars().take(120).collect(),
+        );
+        println!(
+            "| {} | {} | {} states | {} |",
+            trial.name,
+            trial.rule,
+            outcome.counts.all(),
+            what.replace(['|', '\n'], " ")
+        );
+    }
+    if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
