@@ -81,6 +81,10 @@ pub static TRIALS: &[Trial] = &[
         )
     },
     Trial {
+        focus: Some(Focus::Readers),
+        ..trial("NO_TICKETS", Weaken::NO_TICKETS, "readers hold up reclaiming")
+    },
+    Trial {
         focus: Some(Focus::Reuse),
         shape: Some("data file"),
         ..trial(
@@ -89,11 +93,6 @@ pub static TRIALS: &[Trial] = &[
             "W6: a range that is linked again is not punched",
         )
     },
-    trial(
-        "PUNCH_EARLY",
-        Weaken::PUNCH_EARLY,
-        "W6: no hole before the unlink is durable",
-    ),
     trial(
         "REFCOUNTS_LATE",
         Weaken::REFCOUNTS_LATE,
@@ -151,10 +150,11 @@ impl Trial {
         Campaign {
             seed,
             states,
-            time: Duration::from_secs(300),
+            time: Duration::from_secs(60),
             weaken: self.weaken,
             focus: self.focus,
             shape: self.shape.map(str::to_owned),
+            without: Some("lazy".to_owned()).filter(|_| self.shape != Some("lazy")),
             faulty: u64::from(self.faulty),
             qemu: 0,
             ..Campaign::default()

@@ -35,6 +35,8 @@ pub struct Campaign {
     pub focus: Option<Focus>,
     /// Shapes that are wanted, by a part of their name; none: all.
     pub shape: Option<String>,
+    /// Shapes that are not wanted, by a part of their name.
+    pub without: Option<String>,
     /// One workload in so many has calls that fail; 0: none.
     pub faulty: u64,
     /// qemu-img checks one state in so many; 0: none.
@@ -54,6 +56,7 @@ impl Default for Campaign {
             weaken: Weaken::default(),
             focus: None,
             shape: None,
+            without: None,
             faulty: 6,
             qemu: 1500,
             most_bad: 1,
@@ -104,12 +107,10 @@ impl Campaign {
     /// Workload number `number`.
     pub fn case(&self, number: u64) -> Case {
         let mut stream = Random::new(&[self.seed, number]);
+        let named =
+            |index: usize, name: &Option<String>| name.as_ref().map(|name| SHAPES[index].name.contains(name.as_str()));
         let wanted: Vec<usize> = (0..SHAPES.len())
-            .filter(|index| {
-                self.shape
-                    .as_ref()
-                    .is_none_or(|name| SHAPES[*index].name.contains(name.as_str()))
-            })
+            .filter(|index| named(*index, &self.shape) != Some(false) && named(*index, &self.without) != Some(true))
             .collect();
         let shape = *stream.pick(&wanted);
         let kinds = [
@@ -120,6 +121,7 @@ impl Campaign {
             Focus::Bitmaps,
             Focus::Reuse,
             Focus::Resize,
+            Focus::Readers,
         ];
         let focus = self.focus.unwrap_or(*stream.pick(&kinds));
         let plan = random(shape, &SHAPES[shape], focus, &mut stream);
@@ -243,9 +245,12 @@ impl Campaign {
 /// Lets others go on at random moments.
 pub fn pause(seed: u64) -> Pause {
     let count = AtomicU64::new(0);
-    Arc::new(move || match mix(seed ^ count.fetch_add(1, Ordering::Relaxed)) % 8 {
-        0 | 1 => std::thread::yield_now(),
-        2 => std::thread::sleep(Duration::from_micros(30)),
-        _ => {}
-    })
+    Arc::new(
+        move |read| match mix(seed ^ count.fetch_add(1, Ordering::Relaxed)) % 16 {
+            0..=3 => std::thread::yield_now(),
+            4 | 5 if read => std::thread::sleep(Duration::from_micros(300)),
+            4 | 5 => std::thread::sleep(Duration::from_micros(30)),
+            _ => {}
+        },
+    )
 }

@@ -29,6 +29,13 @@ pub enum Op {
         /// How many bytes.
         length: u64,
     },
+    /// Reads whole sectors, while others may write them.
+    Read {
+        /// Where.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+    },
     /// Flushes.
     Flush,
     /// Grows or shrinks.
@@ -59,7 +66,7 @@ pub enum Op {
     BitmapEnable(u64, bool),
     /// Closes and opens again.
     Reopen,
-    /// Several threads at once; each does its list in order. Only writes, zeroes, discards and flushes, on ranges that no other list touches.
+    /// Several threads at once; each does its list in order. Only writes, zeroes, discards and flushes, on ranges that no other list touches, and reads of anything.
     Parallel(Vec<Vec<Op>>),
 }
 
@@ -92,6 +99,8 @@ pub enum Focus {
     Reuse,
     /// Resizes often.
     Resize,
+    /// Threads that read what others discard.
+    Readers,
 }
 
 /// A random workload for a shape.
@@ -125,6 +134,7 @@ impl Maker<'_> {
         let focused = self.random.one_in(2);
         match self.focus {
             Focus::Threads if focused => return self.parallel(),
+            Focus::Readers if self.random.one_in(4) => return self.readers(),
             Focus::Snapshots if focused && self.shape.snapshots() => return self.snapshot(),
             Focus::Bitmaps if focused && self.shape.bitmaps() => return self.bitmap(),
             Focus::Resize if focused => return self.resize(),
@@ -193,6 +203,12 @@ impl Maker<'_> {
         Op::Discard { offset, length }
     }
 
+    /// Anywhere.
+    fn read(&mut self) -> Op {
+        let (offset, length) = self.range(0, self.size, false);
+        Op::Read { offset, length }
+    }
+
     fn resize(&mut self) -> Op {
         let sectors = self.shape.most / 512;
         let size = match self.random.below(3) {
@@ -254,6 +270,35 @@ impl Maker<'_> {
         Op::Parallel(lists)
     }
 
+    /// A list that discards and writes few clusters again and again, and lists that read them.
+    fn readers(&mut self) -> Op {
+        let end = (self.shape.cluster * 8).min(self.size / 512 * 512);
+        let writes = (0..16).map(|number| match number % 4 {
+            0 => Op::Write {
+                offset: 0,
+                length: end / 1024 * 512,
+            },
+            1 => Op::Discard { offset: 0, length: end },
+            2 => Op::Flush,
+            _ => Op::Write {
+                offset: end / 1024 * 512,
+                length: end / 1024 * 512,
+            },
+        });
+        let mut lists = vec![writes.collect()];
+        for _ in 0..2 {
+            let reads = (0..12).map(|_| {
+                let offset = self.random.below(end / 512) * 512;
+                Op::Read {
+                    offset,
+                    length: 512 * (1 + self.random.below(4)),
+                }
+            });
+            lists.push(reads.collect());
+        }
+        Op::Parallel(lists)
+    }
+
     fn parallel_op(&mut self, begin: u64, end: u64) -> Op {
         let (offset, length) = self.range(begin, end, false);
         let length = length.next_multiple_of(512).min(end - offset).max(512);
@@ -264,7 +309,8 @@ impl Maker<'_> {
                 length,
                 unmap: self.random.one_in(2),
             },
-            6 | 7 => Op::Discard { offset, length },
+            6 => Op::Discard { offset, length },
+            7 | 8 => self.read(),
             _ => Op::Flush,
         }
     }

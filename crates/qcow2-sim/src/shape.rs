@@ -90,6 +90,15 @@ const SMALL: Shape = Shape {
     ..PLAIN
 };
 
+const K16: Shape = Shape {
+    name: "extended",
+    size: 384 << 10,
+    most: 512 << 10,
+    cluster: 16384,
+    extended: true,
+    ..PLAIN
+};
+
 /// All shapes.
 pub static SHAPES: &[Shape] = &[
     PLAIN,
@@ -141,31 +150,16 @@ pub static SHAPES: &[Shape] = &[
         backing: Backing::Raw(160 << 10),
         ..K4
     },
-    Shape {
-        name: "extended",
-        extended: true,
-        cluster: 16384,
-        size: 384 << 10,
-        most: 512 << 10,
-        ..PLAIN
-    },
+    K16,
     Shape {
         name: "extended with backing",
-        extended: true,
-        cluster: 16384,
-        size: 384 << 10,
-        most: 512 << 10,
         backing: Backing::Raw((200 << 10) + 512),
-        ..PLAIN
+        ..K16
     },
     Shape {
         name: "extended, compressed",
-        extended: true,
-        cluster: 16384,
-        size: 384 << 10,
-        most: 512 << 10,
         fill: Fill::Compressed,
-        ..PLAIN
+        ..K16
     },
     Shape {
         name: "lazy 4k",
@@ -180,11 +174,7 @@ pub static SHAPES: &[Shape] = &[
     Shape {
         name: "lazy extended",
         lazy: true,
-        extended: true,
-        cluster: 16384,
-        size: 384 << 10,
-        most: 512 << 10,
-        ..PLAIN
+        ..K16
     },
     Shape {
         name: "data file 4k",
@@ -210,11 +200,7 @@ pub static SHAPES: &[Shape] = &[
     Shape {
         name: "data file, extended",
         data_file: Some(false),
-        extended: true,
-        cluster: 16384,
-        size: 384 << 10,
-        most: 512 << 10,
-        ..PLAIN
+        ..K16
     },
     Shape {
         name: "data file with backing",

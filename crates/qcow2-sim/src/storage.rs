@@ -9,8 +9,8 @@ use qcow2_format::HostOffset;
 use crate::faults::{Answer, Call, Faults};
 use crate::log::{Change, Event, Log, SECTOR};
 
-/// Called between the begin of a call and its end, when others may go on.
-pub type Pause = Arc<dyn Fn() + Send + Sync>;
+/// Called between the begin of a call and its end, when others may go on; whether it is a read.
+pub type Pause = Arc<dyn Fn(bool) + Send + Sync>;
 
 /// One file of an image.
 pub struct SimStorage {
@@ -48,9 +48,9 @@ impl SimStorage {
         self.bytes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn rest(&self) {
+    fn rest(&self, read: bool) {
         if let Some(pause) = &self.pause {
-            pause();
+            pause(read);
         }
     }
 
@@ -59,7 +59,7 @@ impl SimStorage {
         apply(&mut bytes);
         let id = self.log.begin(self.file, change);
         drop(bytes);
-        self.rest();
+        self.rest(false);
         self.log.mark(Event::End(id));
     }
 
@@ -83,7 +83,7 @@ impl SimStorage {
             },
         );
         drop(bytes);
-        self.rest();
+        self.rest(false);
         self.log.mark(Event::End(id));
     }
 }
@@ -114,7 +114,7 @@ impl Storage for SimStorage {
         if self.faults.ask(Call::Read) != Answer::Pass {
             return Err(failed());
         }
-        self.rest();
+        self.rest(true);
         let bytes = self.bytes.read().unwrap_or_else(PoisonError::into_inner);
         let rest = bytes.get(offset.0 as usize..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
@@ -161,7 +161,7 @@ impl Storage for SimStorage {
     fn sync(&self) -> io::Result<()> {
         let answer = self.faults.ask(Call::Sync);
         let id = self.log.sync_begin(self.file);
-        self.rest();
+        self.rest(false);
         let passed = !matches!(answer, Answer::Fail | Answer::Part);
         self.log.mark(Event::SyncEnd(id, passed));
         if passed { Ok(()) } else { Err(failed()) }

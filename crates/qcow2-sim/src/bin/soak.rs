@@ -38,6 +38,7 @@ fn main() -> ExitCode {
             ("--qemu", Ok(number)) => campaign.qemu = number,
             ("--bad", Ok(number)) => campaign.most_bad = usize::try_from(number).unwrap_or(1),
             ("--shape", _) => campaign.shape = Some(value),
+            ("--without", _) => campaign.without = Some(value),
             ("--focus", _) => match focus(&value) {
                 Some(focus) => campaign.focus = Some(focus),
                 None => return usage(&value),
@@ -71,6 +72,7 @@ fn focus(name: &str) -> Option<Focus> {
         "bitmaps" => Focus::Bitmaps,
         "reuse" => Focus::Reuse,
         "resize" => Focus::Resize,
+        "readers" => Focus::Readers,
         _ => return None,
     })
 }

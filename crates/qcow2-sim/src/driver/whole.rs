@@ -1,0 +1,214 @@
+//! Operations on the disk as a whole: sizes, snapshots, bitmaps.
+
+use std::sync::Arc;
+
+use qcow2_engine::{Disk, Error, NewBitmap, NewSnapshot, Preallocation, ResizeOptions, SnapshotChoice};
+
+use super::Driver;
+use crate::contents::ZERO;
+use crate::model::{BitmapMark, Effect, SnapshotModel, Switch};
+
+impl Driver {
+    pub(super) fn resize(&mut self, size: u64, preallocate: bool) {
+        let sectors = (size / 512) as u32;
+        let effect = Effect::Switch(Switch {
+            size: Some(sectors),
+            contents: None,
+            snapshots: self.snapshots.clone(),
+            flushes: false,
+        });
+        let options = ResizeOptions {
+            shrink: true,
+            preallocation: if preallocate && size > self.size() {
+                Preallocation::Metadata
+            } else {
+                Preallocation::Off
+            },
+        };
+        let (_, done) = self.step(effect, None, format!("resize {size:#x} {preallocate}"), || {
+            self.disk().resize(size, options)
+        });
+        if done.is_some() {
+            self.shared().current.resize(sectors as usize, ZERO);
+        } else if self.faulty {
+            self.stop = true;
+        }
+    }
+
+    pub(super) fn switch_snapshots(
+        &self,
+        snapshots: Vec<SnapshotModel>,
+        flushes: bool,
+    ) -> (Effect, Arc<Vec<SnapshotModel>>) {
+        let snapshots = Arc::new(snapshots);
+        let effect = Effect::Switch(Switch {
+            size: None,
+            contents: None,
+            snapshots: snapshots.clone(),
+            flushes,
+        });
+        (effect, snapshots)
+    }
+
+    pub(super) fn keep(&mut self, done: bool, snapshots: Arc<Vec<SnapshotModel>>) {
+        if done {
+            self.snapshots = snapshots;
+        } else if self.faulty {
+            self.stop = true;
+        }
+    }
+
+    pub(super) fn snapshot_create(&mut self) {
+        if self.snapshots.len() >= 4 {
+            return;
+        }
+        self.names += 1;
+        let name = format!("snapshot {}", self.names);
+        let ids = self
+            .snapshots
+            .iter()
+            .filter_map(|snapshot| snapshot.id.parse::<u32>().ok());
+        let id = (ids.max().unwrap_or(0) + 1).to_string();
+        let mut snapshots = self.snapshots.to_vec();
+        let contents = Arc::new(self.shared().current.clone());
+        snapshots.push(SnapshotModel {
+            id: id.clone(),
+            name: name.clone(),
+            contents,
+        });
+        let (effect, snapshots) = self.switch_snapshots(snapshots, true);
+        let new = NewSnapshot {
+            name: name.clone(),
+            ..NewSnapshot::default()
+        };
+        let (_, done) = self.step(effect, None, format!("create {name}"), || {
+            self.disk().snapshot_create(new)
+        });
+        if let Some(made) = &done
+            && made.id != id.as_bytes()
+        {
+            self.wrong(format!(
+                "a new snapshot has id {:?}, not {id}",
+                String::from_utf8_lossy(&made.id)
+            ));
+        }
+        self.keep(done.is_some(), snapshots);
+    }
+
+    pub(super) fn chosen(&self, which: u64) -> Option<usize> {
+        let count = self.snapshots.len() as u64;
+        (count > 0).then(|| (which % count) as usize)
+    }
+
+    pub(super) fn snapshot_apply(&mut self, which: u64) {
+        let Some(chosen) = self.chosen(which) else { return };
+        let snapshot = self.snapshots[chosen].clone();
+        let effect = Effect::Switch(Switch {
+            size: None,
+            contents: Some(snapshot.contents.clone()),
+            snapshots: self.snapshots.clone(),
+            flushes: true,
+        });
+        let choice = SnapshotChoice::Id(snapshot.id.clone());
+        let (_, done) = self.step(effect, None, format!("apply {}", snapshot.name), || {
+            self.disk().snapshot_apply(&choice)
+        });
+        if done.is_some() {
+            self.shared().current = snapshot.contents.to_vec();
+        } else if self.faulty {
+            self.stop = true;
+        }
+    }
+
+    pub(super) fn snapshot_delete(&mut self, which: u64) {
+        let Some(chosen) = self.chosen(which) else { return };
+        let mut snapshots = self.snapshots.to_vec();
+        let snapshot = snapshots.remove(chosen);
+        let (effect, snapshots) = self.switch_snapshots(snapshots, false);
+        let choice = SnapshotChoice::Id(snapshot.id.clone());
+        let (_, done) = self.step(effect, None, format!("delete {}", snapshot.name), || {
+            self.disk().snapshot_delete(&choice)
+        });
+        self.keep(done.is_some(), snapshots);
+    }
+
+    pub(super) fn snapshot_rename(&mut self, which: u64) {
+        let Some(chosen) = self.chosen(which) else { return };
+        self.names += 1;
+        let name = format!("renamed {}", self.names);
+        let mut snapshots = self.snapshots.to_vec();
+        let choice = SnapshotChoice::Id(snapshots[chosen].id.clone());
+        snapshots[chosen].name.clone_from(&name);
+        let (effect, snapshots) = self.switch_snapshots(snapshots, false);
+        let (_, done) = self.step(effect, None, format!("rename to {name}"), || {
+            self.disk().snapshot_rename(&choice, &name)
+        });
+        self.keep(done.is_some(), snapshots);
+    }
+
+    pub(super) fn bitmap_step(
+        &mut self,
+        name: &str,
+        records: bool,
+        text: &str,
+        call: impl FnOnce(&Disk) -> Result<(), Error>,
+    ) -> bool {
+        let op = self.shared().steps.len() as u32;
+        let mark = BitmapMark {
+            name: name.to_owned(),
+            since: records.then_some(op),
+        };
+        let (_, done) = self.step(Effect::Nothing, Some(mark), format!("{text} {name}"), || {
+            call(self.disk())
+        });
+        if done.is_none() && self.faulty {
+            self.stop = true;
+        }
+        done.is_some()
+    }
+
+    pub(super) fn bitmap_add(&mut self, enabled: bool) {
+        if self.bitmaps.len() >= 3 {
+            return;
+        }
+        self.names += 1;
+        let name = format!("bitmap-{}", self.names);
+        let granularity = Some(512 << (self.names % 5 * 2));
+        let new = NewBitmap {
+            name: name.clone(),
+            granularity,
+            enabled,
+        };
+        if self.bitmap_step(&name, enabled, "add", |disk| disk.bitmap_add(new)) {
+            self.bitmaps.push(name);
+        }
+    }
+
+    pub(super) fn chosen_bitmap(&self, which: u64) -> Option<String> {
+        let count = self.bitmaps.len() as u64;
+        (count > 0).then(|| self.bitmaps[(which % count) as usize].clone())
+    }
+
+    pub(super) fn bitmap_clear(&mut self, which: u64) {
+        let Some(name) = self.chosen_bitmap(which) else { return };
+        let records = self
+            .disk()
+            .bitmaps()
+            .iter()
+            .any(|bitmap| bitmap.name == name && bitmap.enabled);
+        let _ = self.bitmap_step(&name, records, "clear", |disk| disk.bitmap_clear(&name));
+    }
+
+    pub(super) fn bitmap_remove(&mut self, which: u64) {
+        let Some(name) = self.chosen_bitmap(which) else { return };
+        if self.bitmap_step(&name, false, "remove", |disk| disk.bitmap_remove(&name)) {
+            self.bitmaps.retain(|other| *other != name);
+        }
+    }
+
+    pub(super) fn bitmap_enable(&mut self, which: u64, enabled: bool) {
+        let Some(name) = self.chosen_bitmap(which) else { return };
+        let text = if enabled { "enable" } else { "disable" };
+        let _ = self.bitmap_step(&name, enabled, text, |disk| disk.bitmap_enable(&name, enabled));
+    }
+}
