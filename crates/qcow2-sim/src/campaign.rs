@@ -134,11 +134,11 @@ impl Campaign {
             Fault::Full,
             Fault::Sync,
         ];
-        let fault = faulty.then(|| (*stream.pick(&kinds), stream.next() >> 16));
+        let fault = faulty.then(|| (*stream.pick(&kinds), stream.number() >> 16));
         Case {
             plan,
             fault,
-            seed: stream.next(),
+            seed: stream.number(),
         }
     }
 

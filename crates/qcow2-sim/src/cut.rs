@@ -271,7 +271,7 @@ impl Cut {
 
 fn fill(bytes: &mut [u8], random: &mut Random) {
     for word in bytes.chunks_mut(8) {
-        word.copy_from_slice(&random.next().to_le_bytes()[..word.len()]);
+        word.copy_from_slice(&random.number().to_le_bytes()[..word.len()]);
     }
 }
 
@@ -281,7 +281,7 @@ fn apply(pending: &Pending, choice: Choice, scratch: &Scratch, random: &mut Rand
         Change::Write { first, bytes, end } => {
             let torn = matches!(choice, Choice::Torn(_)) && !random.one_in(3);
             let pages = matches!(choice, Choice::TornPages(_)) && !random.one_in(3);
-            let page_seed = random.next();
+            let page_seed = random.number();
             let begin = *first as usize * SECTOR;
             let kept = |number: u64, random: &mut Random| {
                 if torn {

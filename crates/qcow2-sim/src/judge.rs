@@ -79,8 +79,10 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn run(&self) -> Result<Found, String> {
-        let mut found = Found::default();
-        found.repaired = self.recover()?;
+        let mut found = Found {
+            repaired: self.recover()?,
+            ..Found::default()
+        };
         found.leaks = self.check("after the crash", !self.case.shape.version2 || !self.case.switching)?;
         let disk = self.open()?;
         let bytes = read(&disk)?;
@@ -298,7 +300,7 @@ impl Judge<'_> {
                 }
                 1 if number % 4 == 0 => disk.flush().map_err(fail)?,
                 _ => {
-                    let byte = (random.next() | 1) as u8;
+                    let byte = (random.number() | 1) as u8;
                     bytes[range.clone()].fill(byte);
                     disk.write(GuestOffset(at), &bytes[range]).map_err(fail)?;
                 }

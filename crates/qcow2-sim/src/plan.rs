@@ -222,7 +222,7 @@ impl Maker<'_> {
     }
 
     fn snapshot(&mut self) -> Op {
-        let which = self.random.next() >> 8;
+        let which = self.random.number() >> 8;
         match self.random.below(8) {
             0..=3 => Op::SnapshotCreate,
             4 | 5 => Op::SnapshotApply(which),
@@ -233,7 +233,7 @@ impl Maker<'_> {
     }
 
     fn bitmap(&mut self) -> Op {
-        let which = self.random.next() >> 8;
+        let which = self.random.number() >> 8;
         let on = !self.random.one_in(3);
         match self.random.below(8) {
             0..=3 => Op::BitmapAdd { enabled: on },

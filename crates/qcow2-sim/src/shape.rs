@@ -265,6 +265,9 @@ pub struct Begin {
     pub below: Vec<u32>,
 }
 
+/// What lies below, whether it is an image, and what its sectors hold.
+type Below = (Option<(Arc<MemoryStorage>, bool)>, Vec<u32>);
+
 impl Shape {
     /// Whether internal snapshots are possible.
     pub fn snapshots(&self) -> bool {
@@ -355,7 +358,7 @@ impl Shape {
         })
     }
 
-    fn make_backing(&self, contents: &mut Contents) -> Result<(Option<(Arc<MemoryStorage>, bool)>, Vec<u32>)> {
+    fn make_backing(&self, contents: &mut Contents) -> Result<Below> {
         let (size, image) = match self.backing {
             Backing::None => return Ok((None, Vec::new())),
             Backing::Raw(size) => (size, false),
