@@ -8,17 +8,19 @@
 
 mod support;
 
-use qcow2_engine::{Disk, NewBitmap, ResizeOptions};
+use qcow2_engine::{Disk, NewBitmap, NewSnapshot, ResizeOptions, SnapshotChoice};
 use qcow2_format::GuestOffset;
 use support::dirty::{Granules, clean, dirty, disk, qemu_dirty, qemu_list};
 use support::{Folder, Random, qemu_img, qemu_io};
 
 fn create(folder: &Folder, options: &str, size: u64) {
     let size = size.to_string();
-    qemu_img(
-        folder,
-        &["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", &size],
-    );
+    let options = options.replace("DATA", folder.path("data.raw").to_str().unwrap());
+    if options.contains("backing_fmt") {
+        std::fs::write(folder.path("base.raw"), vec![0xbb; 3 << 20]).unwrap();
+    }
+    let args = ["create", "-q", "-f", "qcow2", "-o", &options, "a.qcow2", &size];
+    qemu_img(folder, &args);
 }
 
 fn new(name: &str, granularity: u64, enabled: bool) -> NewBitmap {
@@ -297,6 +299,78 @@ fn random_changes_are_what_plain_arrays_say_with_small_clusters() {
 fn random_changes_are_what_plain_arrays_say_with_large_clusters() {
     exercise("cluster_size=2M", 5, 12);
     exercise("cluster_size=16k,extended_l2=on", 6, 12);
+}
+
+#[test]
+fn random_changes_are_what_plain_arrays_say_beside_other_files() {
+    exercise("cluster_size=4k,data_file=DATA", 7, 12);
+    exercise("cluster_size=64k,backing_file=base.raw,backing_fmt=raw", 8, 12);
+    exercise("cluster_size=512,backing_file=base.raw,backing_fmt=raw", 9, 12);
+}
+
+#[test]
+fn a_bitmap_of_8_tib_takes_no_more_than_what_is_mixed() {
+    let folder = Folder::new();
+    create(&folder, "cluster_size=64k", 8 << 40);
+    let open = disk(&folder, "a.qcow2");
+    open.bitmap_add(new("all", 65536, true)).unwrap();
+    open.bitmap_add(new("some", 65536, true)).unwrap();
+    open.bitmap_mark("all", &[0..1 << 42, (1 << 42) + 65536..8 << 40])
+        .unwrap();
+    open.write(GuestOffset((7 << 40) + 12345), &[1; 100]).unwrap();
+    let all = [0..1 << 42, (1 << 42) + 65536..8 << 40];
+    let some = [7 << 40..(7 << 40) + 65536];
+    let judge = |open: &Disk| {
+        assert_eq!((dirty(open, "all"), dirty(open, "some")), (all.to_vec(), some.to_vec()));
+        let bytes: Vec<u64> = open.bitmaps().iter().map(|info| info.dirty_bytes).collect();
+        assert_eq!(bytes, [(8 << 40) - 65536, 65536]);
+    };
+    judge(&open);
+    open.close().unwrap();
+    drop(open);
+    judge(&disk(&folder, "a.qcow2"));
+    clean(&folder, "a.qcow2");
+    assert!(std::fs::metadata(folder.path("a.qcow2")).unwrap().len() < 2 << 20);
+    assert_eq!(qemu_dirty(&folder, "a.qcow2", "all"), all);
+    assert_eq!(qemu_dirty(&folder, "a.qcow2", "some"), some);
+    let open = disk(&folder, "a.qcow2");
+    open.bitmap_merge("some", "all").unwrap();
+    open.bitmap_clear("all").unwrap();
+    open.close().unwrap();
+    drop(open);
+    clean(&folder, "a.qcow2");
+    assert_eq!(qemu_dirty(&folder, "a.qcow2", "all"), []);
+    assert_eq!(qemu_dirty(&folder, "a.qcow2", "some"), all);
+}
+
+#[test]
+fn going_back_to_a_snapshot_changes_everything() {
+    let folder = Folder::new();
+    create(&folder, "cluster_size=64k", 4 << 20);
+    let open = disk(&folder, "a.qcow2");
+    open.write(GuestOffset(0), &[1; 100]).unwrap();
+    let name = "before".into();
+    open.snapshot_create(NewSnapshot {
+        name,
+        ..NewSnapshot::default()
+    })
+    .unwrap();
+    open.resize(6 << 20, ResizeOptions::default()).unwrap();
+    open.bitmap_add(new("follows", 4096, true)).unwrap();
+    open.bitmap_add(new("off", 4096, false)).unwrap();
+    open.write(GuestOffset(5 << 20), &[1; 100]).unwrap();
+    assert_eq!(dirty(&open, "follows"), [5 << 20..(5 << 20) + 4096]);
+    open.snapshot_apply(&SnapshotChoice::Name("before".into())).unwrap();
+    let judge = |open: &Disk| {
+        assert_eq!(dirty(open, "follows"), [0..4 << 20]);
+        assert_eq!(dirty(open, "off"), []);
+    };
+    judge(&open);
+    open.close().unwrap();
+    drop(open);
+    clean(&folder, "a.qcow2");
+    judge(&disk(&folder, "a.qcow2"));
+    assert_eq!(qemu_dirty(&folder, "a.qcow2", "follows"), [0..4 << 20]);
 }
 
 #[test]

@@ -102,6 +102,44 @@ fn version_2_and_raw_files_have_none() {
 }
 
 #[test]
+fn a_disk_without_a_byte_has_none() {
+    let folder = Folder::new();
+    create(&folder, "cluster_size=64k", "0");
+    let open = disk(&folder, "a.qcow2");
+    refused(open.bitmap_add(new("x")), "BITMAP_UNSUPPORTED");
+    open.resize(1 << 20, ResizeOptions::default()).unwrap();
+    open.bitmap_add(new("x")).unwrap();
+    let shrink = ResizeOptions {
+        shrink: true,
+        ..ResizeOptions::default()
+    };
+    refused(open.resize(0, shrink), "BITMAP");
+    open.close().unwrap();
+    drop(open);
+    clean(&folder, "a.qcow2");
+}
+
+#[test]
+fn a_bitmap_does_not_outgrow_the_format() {
+    let folder = Folder::new();
+    create(&folder, "cluster_size=2M", "1T");
+    let open = disk(&folder, "a.qcow2");
+    open.bitmap_add(NewBitmap {
+        granularity: Some(512),
+        ..new("x")
+    })
+    .unwrap();
+    refused(open.resize(4 << 40, ResizeOptions::default()), "LIMIT");
+    open.resize(2 << 40, ResizeOptions::default()).unwrap();
+    open.write(GuestOffset((2 << 40) - 512), &[1; 512]).unwrap();
+    open.close().unwrap();
+    drop(open);
+    clean(&folder, "a.qcow2");
+    let last = (2 << 40) - 512..2 << 40;
+    assert_eq!(dirty(&disk(&folder, "a.qcow2"), "x"), std::slice::from_ref(&last));
+}
+
+#[test]
 fn a_first_cluster_without_room_is_refused_and_unharmed() {
     let folder = Folder::new();
     let name = "b".repeat(330);

@@ -82,7 +82,7 @@ impl Image {
     fn grow(&self, old: u64, new: u64, preallocation: Preallocation) -> Result<()> {
         self.refuse_resize()?;
         self.begin_writing()?;
-        self.hold_bitmaps()?;
+        self.hold_bitmaps(new)?;
         self.grow_l1(new)?;
         let size = self.geometry.cluster_size();
         let prepared = self.clear_new(old, new).and_then(|()| {
@@ -117,7 +117,7 @@ impl Image {
     fn shrink(&self, old: u64, new: u64) -> Result<()> {
         self.refuse_resize()?;
         self.begin_writing()?;
-        self.hold_bitmaps()?;
+        self.hold_bitmaps(new)?;
         self.flush_with(false)?;
         self.bitmaps.resize(new);
         self.lock().header.newest.size = new;

@@ -30,8 +30,20 @@ pub fn try_disk(storage: Arc<dyn Storage>) -> Result<Disk> {
     Disk::open(vec![Layer::open_qcow2(storage, &options)?], DiskOptions::default())
 }
 
+/// An image of the folder with whatever raw files it names.
 pub fn disk(folder: &Folder, name: &str) -> Disk {
-    try_disk(writable(&folder.path(name))).unwrap()
+    let options = LayerOptions {
+        writable: true,
+        ..LayerOptions::default()
+    };
+    let mut top = Layer::open_qcow2(writable(&folder.path(name)), &options).unwrap();
+    if top.needs_data_file() {
+        top.set_data_file(writable(&folder.path("data.raw"))).unwrap();
+    }
+    let below = top.extensions().unwrap().backing_name.clone();
+    let below =
+        below.map(|name| Layer::open_raw(super::storage(&folder.path(&name)), &LayerOptions::default()).unwrap());
+    Disk::open([top].into_iter().chain(below).collect(), DiskOptions::default()).unwrap()
 }
 
 /// All dirty ranges, asked for a few at a time.

@@ -71,6 +71,11 @@ impl Image {
             let reason = "an image of version 2 cannot hold bitmaps";
             return Err(self.bitmap_state("BITMAP_UNSUPPORTED", reason.into()));
         }
+        if size == 0 {
+            // Its table would be empty, which the format does not have.
+            let reason = "a disk without a byte cannot have bitmaps";
+            return Err(self.bitmap_state("BITMAP_UNSUPPORTED", reason.into()));
+        }
         let slots = self.bitmaps.lock();
         if slots.find(&name).is_some() {
             return Err(self.bitmap_state("BITMAP_EXISTS", format!("the image has a bitmap \"{name}\" already")));
@@ -87,12 +92,7 @@ impl Image {
             granularity_bits,
             name,
         };
-        let entries = table_entries(&entry, size, cluster_size);
-        let bytes = entries.saturating_mul(cluster_size);
-        if bytes > limits::MAX_BITMAP_BYTES {
-            return Err(limit("bitmapBytes", limits::MAX_BITMAP_BYTES, bytes));
-        }
-        entry.table_entries = u32::try_from(entries).unwrap_or(u32::MAX);
+        entry.table_entries = table_entries(&entry, size, cluster_size)?;
         Ok(entry)
     }
 
@@ -114,6 +114,36 @@ impl Image {
             rows: vec![self.table_clusters(&gone)],
             ..Changes::default()
         });
+        Ok(())
+    }
+
+    /// Adds what is dirty in one bitmap to another.
+    pub(super) fn merge_bitmaps(&self, target: &str, source: &str) -> Result<()> {
+        self.consistent(&self.bitmaps.lock(), source)?;
+        if source == target {
+            return Ok(());
+        }
+        self.change_bitmap(target, |_, _, _| ())?;
+        let mut slots = self.bitmaps.lock();
+        let size = slots.size;
+        let source = self.consistent(&slots, source)?;
+        let Some(from) = slots.list.get_mut(source) else {
+            return Ok(());
+        };
+        let (bits, shift) = (from.bits.take(), from.entry.granularity_bits);
+        if let Some(to) = slots.list.iter_mut().find(|slot| slot.entry.name == target)
+            && let Some(bits) = &bits
+        {
+            let mut at = 0;
+            while let Some(run) = bits.run(at) {
+                let end = run.end.saturating_mul(1 << shift).min(size);
+                to.mark(run.start << shift..end, self.bitmaps.cluster_bits);
+                at = run.end;
+            }
+        }
+        if let Some(from) = slots.list.get_mut(source) {
+            from.bits = bits;
+        }
         Ok(())
     }
 

@@ -68,7 +68,7 @@ impl Disk {
     /// Adds a bitmap, durably.
     ///
     /// # Errors
-    /// [`Error::State`](crate::Error::State) with code `BITMAP_EXISTS` or `BITMAP_UNSUPPORTED` (version 2); [`Error::Limit`](crate::Error::Limit);
+    /// [`Error::State`](crate::Error::State) with code `BITMAP_EXISTS` or `BITMAP_UNSUPPORTED` (version 2, or a disk of size 0); [`Error::Limit`](crate::Error::Limit);
     /// [`Error::Invalid`](crate::Error::Invalid); [`Error::Format`](crate::Error::Format) if the first cluster has no room to name it.
     pub fn bitmap_add(&self, new: NewBitmap) -> Result<()> {
         let _alone = self.alone()?;
@@ -106,21 +106,7 @@ impl Disk {
     /// As [`Disk::bitmap_clear`].
     pub fn bitmap_merge(&self, target: &str, source: &str) -> Result<()> {
         let _alone = self.alone()?;
-        let image = self.image()?;
-        let ranges = {
-            let slots = image.bitmaps.lock();
-            image.consistent(&slots, target)?;
-            let source = image.consistent(&slots, source)?;
-            slots
-                .list
-                .get(source)
-                .map(|slot| ranges(slot, slots.size, 0, usize::MAX))
-        };
-        image.change_bitmap(target, |size, slot, cluster_bits| {
-            for range in ranges.into_iter().flatten() {
-                slot.mark(range.start..range.end.min(size), cluster_bits);
-            }
-        })
+        self.image()?.merge_bitmaps(target, source)
     }
 
     /// Makes ranges dirty in a bitmap: what another image's bitmap says, for example. What of them is behind the end of the disk does not count.
@@ -173,22 +159,28 @@ fn ranges(slot: &Slot, size: u64, start: u64, max: usize) -> Vec<Range<u64>> {
 }
 
 impl Image {
-    /// Before the disk gets another size: no bitmap may be inconsistent, and none counts on disk until it is stored in its new size.
+    /// Before the disk gets another size: no bitmap may be inconsistent, each must have room for it, and none counts on disk until it is stored.
     ///
     /// # Errors
-    /// [`Error::State`] with code `BITMAP`.
-    pub(super) fn hold_bitmaps(&self) -> Result<()> {
-        let inconsistent = self.bitmaps.lock().list.iter().find_map(|slot| {
-            let known = slot.bits.is_some();
-            (!known).then(|| slot.entry.name.clone())
-        });
-        match inconsistent {
-            Some(name) => Err(self.bitmap_state(
-                "BITMAP",
-                format!("bitmap \"{name}\" is inconsistent: remove it before the disk gets another size"),
-            )),
-            None => self.hold(|_| true),
+    /// [`Error::State`] with code `BITMAP`; [`Error::Limit`].
+    pub(super) fn hold_bitmaps(&self, size: u64) -> Result<()> {
+        for slot in &self.bitmaps.lock().list {
+            if slot.bits.is_none() {
+                let name = &slot.entry.name;
+                return Err(self.bitmap_state(
+                    "BITMAP",
+                    format!("bitmap \"{name}\" is inconsistent: remove it before the disk gets another size"),
+                ));
+            }
+            if size == 0 {
+                return Err(self.bitmap_state(
+                    "BITMAP",
+                    "a disk without a byte cannot have bitmaps: remove them first".into(),
+                ));
+            }
+            store::table_entries(&slot.entry, size, self.geometry.cluster_size())?;
         }
+        self.hold(|_| true)
     }
 
     /// Index of a bitmap whose bits are known.

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use qcow2_format::HostOffset;
 use qcow2_format::bitmap::{Bitmap, BitmapTableEntry, FLAGS_AT};
+use qcow2_format::{HostOffset, limits};
 
 use super::super::Image;
 use super::super::refcounts::Clusters;
@@ -160,17 +160,17 @@ impl Image {
 
     fn write_slot(&self, slot: &Slot, size: u64, entry: &mut Bitmap, changes: &mut Changes) -> Result<()> {
         let cluster_size = self.geometry.cluster_size();
-        let wanted = table_entries(entry, size, cluster_size);
+        let wanted = table_entries(entry, size, cluster_size)?;
         let mut table = self.read_table(entry)?;
-        let resized = table.len() as u64 != wanted;
+        let resized = entry.table_entries != wanted;
         if slot.changed.is_empty() && !resized {
             return Ok(());
         }
         let before = table.clone();
-        for old in table.drain(table.len().min(to_len(wanted))..) {
+        for old in table.drain(table.len().min(to_len(wanted.into()))..) {
             changes.data.extend(self.data_clusters(old));
         }
-        table.resize(to_len(wanted), BitmapTableEntry::ZEROS);
+        table.resize(to_len(wanted.into()), BitmapTableEntry::ZEROS);
         self.write_data_clusters(slot, &mut table, changes)?;
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
         let place = self.table_clusters(entry);
@@ -179,7 +179,7 @@ impl Image {
             changes.rows.push(place);
             let row = self.new_row(&bytes, changes)?;
             entry.table_offset = HostOffset(row.first << self.geometry.cluster_bits());
-            entry.table_entries = u32::try_from(wanted).unwrap_or(u32::MAX);
+            entry.table_entries = wanted;
             return Ok(());
         }
         for (number, (new, old)) in (0u64..).zip(table.chunks(64).zip(before.chunks(64))) {
@@ -318,6 +318,19 @@ impl Image {
 }
 
 /// Entries of the table of a bitmap of a disk of `size` bytes.
-pub(super) fn table_entries(bitmap: &Bitmap, size: u64, cluster_size: u64) -> u64 {
-    bitmap.data_bytes(size).div_ceil(cluster_size).max(1)
+///
+/// # Errors
+/// [`Error::Limit`] if its data would be more than the format allows.
+pub(super) fn table_entries(bitmap: &Bitmap, size: u64, cluster_size: u64) -> Result<u32> {
+    let entries = bitmap.data_bytes(size).div_ceil(cluster_size);
+    let wanted = entries.saturating_mul(cluster_size);
+    let allowed = limits::MAX_BITMAP_BYTES;
+    u32::try_from(entries)
+        .ok()
+        .filter(|_| wanted <= allowed)
+        .ok_or(Error::Limit {
+            limit: "bitmapBytes",
+            allowed,
+            wanted,
+        })
 }

@@ -21,7 +21,7 @@ impl Image {
         let (l1, size) = layer.snapshot_l1(&snapshot, old_size)?;
         self.begin_writing()?;
         if size != old_size {
-            self.hold_bitmaps()?;
+            self.hold_bitmaps(size)?;
         }
         self.quiesce()?;
         let (old_l1, old_entries) = {
