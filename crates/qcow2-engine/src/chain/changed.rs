@@ -44,12 +44,12 @@ impl Chain {
     fn changed(&self, start: GuestOffset, length: u64, kind: RunKind) {
         let length = length.min(self.virtual_size().saturating_sub(start.0));
         if length > 0 {
-            self.index.change(&[Run {
+            self.index.change(&Run {
                 start,
                 length,
                 depth: 0,
                 kind,
-            }]);
+            });
         }
     }
 }

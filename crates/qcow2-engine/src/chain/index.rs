@@ -16,6 +16,8 @@ use crate::run::Run;
 pub(super) const REGION: u64 = 16 << 20;
 /// Runs that a region keeps at most; where the map is finer, reads look into the tables.
 const MAX_RUNS: usize = 4096;
+/// Changes of the map that are remembered for look-ups under way.
+const RECENT: usize = 512;
 /// What a region takes besides its runs, about.
 const OVERHEAD: u64 = 128;
 
@@ -32,6 +34,10 @@ pub(super) struct State {
     clock: VecDeque<u64>,
     bytes: u64,
     generation: u64,
+    /// The last changes of the map, each with the generation that it began.
+    recent: VecDeque<(u64, Run)>,
+    /// What was looked up in an earlier generation is not kept: what has changed since is not known any more.
+    floor: u64,
 }
 
 #[derive(Debug, Default)]
@@ -108,33 +114,47 @@ impl Index {
     /// Keeps `runs`, which are in order and without gaps, found when the generation was `generation`.
     pub(super) fn keep(&self, generation: u64, runs: &[Run]) {
         let mut state = self.lock();
-        if state.generation == generation {
-            state.put(runs);
-            state.shrink(self.budget);
+        if generation < state.floor {
+            return;
         }
+        state.put(runs);
+        // What changed meanwhile may be newer than what was found.
+        let newer = state.recent.partition_point(|(begun, _)| *begun <= generation);
+        for index in newer..state.recent.len() {
+            if let Some((_, run)) = state.recent.get(index).copied() {
+                state.change(&run);
+            }
+        }
+        state.shrink(self.budget);
     }
 
-    /// The map has changed: puts `runs`, in order and without gaps, in the place of what is known of their range. What is being looked up now is
-    /// not kept.
-    pub(super) fn change(&self, runs: &[Run]) {
+    /// The map has changed: puts `run` in the place of what is known of its range, also of what is being looked up now.
+    pub(super) fn change(&self, run: &Run) {
         let mut state = self.lock();
-        state.generation = state.generation.wrapping_add(1);
-        state.change(runs);
+        state.generation += 1;
+        let generation = state.generation;
+        state.recent.push_back((generation, *run));
+        if state.recent.len() > RECENT {
+            state.floor = state.recent.pop_front().map_or(generation, |(begun, _)| begun);
+        }
+        state.change(run);
         state.shrink(self.budget);
     }
 
     /// Forgets everything, also what is being looked up now.
     pub(super) fn forget(&self) {
         let mut state = self.lock();
+        let generation = state.generation + 1;
         *state = State {
-            generation: state.generation.wrapping_add(1),
+            generation,
+            floor: generation,
             ..State::default()
         };
     }
 }
 
 impl State {
-    /// Changes whenever everything is forgotten.
+    /// Grows with every change of the map, and whenever everything is forgotten.
     pub(super) fn generation(&self) -> u64 {
         self.generation
     }
@@ -193,27 +213,25 @@ impl State {
     }
 
     /// As [`State::put`], but only where something is known; where there is no room, nothing is known any more.
-    fn change(&mut self, runs: &[Run]) {
-        for run in runs {
-            let mut left = Some(*run);
-            while let Some(run) = left {
-                let number = run.start.0 / REGION;
-                let end = GuestOffset((number + 1).saturating_mul(REGION));
-                left = run.cut(end, run.end());
-                let (Some(piece), Some(region)) = (run.cut(run.start, end), self.regions.get_mut(&number)) else {
-                    continue;
-                };
-                let before = region.bytes();
-                if region.runs.len() + 2 > MAX_RUNS {
-                    self.regions.remove(&number);
-                    self.clock.retain(|other| *other != number);
-                    self.bytes = self.bytes.saturating_sub(before);
-                    continue;
-                }
-                region.full = false;
-                region.put(&[piece]);
-                self.bytes = self.bytes.saturating_sub(before).saturating_add(region.bytes());
+    fn change(&mut self, run: &Run) {
+        let mut left = Some(*run);
+        while let Some(run) = left {
+            let number = run.start.0 / REGION;
+            let end = GuestOffset((number + 1).saturating_mul(REGION));
+            left = run.cut(end, run.end());
+            let (Some(piece), Some(region)) = (run.cut(run.start, end), self.regions.get_mut(&number)) else {
+                continue;
+            };
+            let before = region.bytes();
+            if region.runs.len() + 2 > MAX_RUNS {
+                self.regions.remove(&number);
+                self.clock.retain(|other| *other != number);
+                self.bytes = self.bytes.saturating_sub(before);
+                continue;
             }
+            region.full = false;
+            region.put(&[piece]);
+            self.bytes = self.bytes.saturating_sub(before).saturating_add(region.bytes());
         }
     }
 
@@ -300,6 +318,29 @@ mod tests {
         });
         assert_eq!(to, runs.last().map_or(GuestOffset(start), Run::end));
         runs
+    }
+
+    /// Sixteen writers of a fresh overlay changed the map so often that nothing that was looked up was ever kept, and each looked through all layers.
+    #[test]
+    fn what_changes_while_something_is_looked_up_is_newer_than_what_was_found() {
+        let index = Index::new(u64::MAX);
+        let before = index.lock().generation();
+        index.change(&data(10, 5, 1000));
+        assert!(known(&index, 0, 100).is_empty());
+        index.keep(before, &[data(0, 100, 0)]);
+        assert_eq!(
+            known(&index, 0, 100),
+            [data(0, 10, 0), data(10, 5, 1000), data(15, 85, 15)]
+        );
+        // Too many changes to remember, and nothing found before them is kept.
+        let before = index.lock().generation();
+        (0..1000).for_each(|n| index.change(&data(200 + n % 7, 1, 5000 + n)));
+        index.keep(before, &[data(100, 200, 9000)]);
+        assert!(known(&index, 100, 300).is_empty());
+        let before = index.lock().generation();
+        index.forget();
+        index.keep(before, &[data(0, 100, 0)]);
+        assert!(known(&index, 0, 100).is_empty());
     }
 
     /// A map in which place `n` stands at `map[n]`, kept and asked for in random parts, with a border of regions in its middle.
