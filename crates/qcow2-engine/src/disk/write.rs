@@ -40,6 +40,10 @@ impl Image {
                 first: first.host >> self.geometry.cluster_bits(),
                 count: targets.len() as u64,
             };
+            // What was written before the space ran out is space that the tables need. Before the clusters are anybody's again.
+            let _ = self
+                .storage
+                .punch(HostOffset(first.host), clusters.count << self.geometry.cluster_bits());
             // If that fails too they leak, which a check repairs.
             let _ = self.run(|state| state.release(clusters));
         }
