@@ -1,5 +1,5 @@
 //! Internal snapshots in random order with writes, zeroes, discards and new sizes between, on images of many shapes, against a flat model of bytes
-//! for the disk and for each snapshot; qemu-img checks the image after every step and takes its turns at creating, applying and deleting.
+//! for the disk and for each snapshot; qemu-img checks the image every now and then and takes its turns at creating, applying and deleting.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -412,7 +412,9 @@ fn exercise(shape: &Shape, seed: u64) {
             }
             bench.switch(&disk);
             bench.read_all(&disk, step);
-            bench.check_open(&disk, step);
+            if step % 4 == 3 {
+                bench.check_open(&disk, step);
+            }
         }
         disk.close().unwrap();
         drop(disk);

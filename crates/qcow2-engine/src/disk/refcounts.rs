@@ -199,7 +199,14 @@ impl State {
             };
             match free {
                 Some(behind) => return Ok(Found::Free(at + behind as u64)),
-                None => at += (per_piece - index) as u64,
+                None => {
+                    let full = at <= self.hint.max(1);
+                    at += (per_piece - index) as u64;
+                    // Whoever has to load the next piece first does not begin anew.
+                    if full {
+                        self.hint = at;
+                    }
+                }
             }
         }
     }
