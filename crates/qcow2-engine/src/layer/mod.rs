@@ -140,13 +140,6 @@ impl Layer {
         open::raw(storage, options)
     }
 
-    /// The same image read again, after something was repaired in it: the locks are held all the time.
-    pub(crate) fn read_again(self) -> Result<Self> {
-        let mut layer = open::read(self.storage, &self.options, self.locks, Vec::new())?;
-        layer.data_file = self.data_file;
-        Ok(layer)
-    }
-
     /// What the layer's bytes mean.
     pub fn format(&self) -> Format {
         if self.image.is_some() {

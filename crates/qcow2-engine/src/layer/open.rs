@@ -33,17 +33,7 @@ pub(super) fn raw(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<L
 }
 
 pub(super) fn qcow2(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<Layer> {
-    let (locks, notices) = lock(&storage, options)?;
-    read(storage, options, locks, notices)
-}
-
-/// Reads what an image says of itself, whose locks are held.
-pub(super) fn read(
-    storage: Arc<dyn Storage>,
-    options: &LayerOptions,
-    locks: Vec<ImageLock>,
-    mut notices: Vec<Notice>,
-) -> Result<Layer> {
+    let (locks, mut notices) = lock(&storage, options)?;
     let file = OpenFile {
         length: storage.length().map_err(Error::io("stat", &*storage))?,
         storage: &*storage,
