@@ -11,8 +11,8 @@ use std::process::Command;
 
 use qcow2_format::bitmap;
 use qcow2_format::{
-    Extensions, FirstSector, FormatError, Geometry, Header, HostOffset, RefcountOrder, Snapshot, Version,
-    changed_sectors, encode_snapshot_table, header, parse_snapshot_table,
+    Extensions, FirstSector, Geometry, Header, HostOffset, RefcountOrder, Snapshot, Version, changed_sectors,
+    encode_snapshot_table, header, parse_snapshot_table,
 };
 
 fn snapshot(id: &str, name: &[u8]) -> Snapshot {

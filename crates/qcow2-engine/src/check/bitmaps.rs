@@ -17,6 +17,7 @@ impl Check<'_> {
             ..Finding::corruption(FindingCode::BitmapDirectory, Table::BitmapDirectory)
         };
         if !offset.is_aligned(geometry.cluster_size()) || offset.0 == 0 || size > limits::MAX_BITMAP_DIRECTORY_BYTES {
+            self.hidden = true;
             let finding = damaged("its offset or size is not valid".to_owned());
             self.findings.push(Severity::Corruption, || finding);
             return Ok(());
@@ -32,6 +33,7 @@ impl Check<'_> {
         let bitmaps = match parse_directory(&directory, offset, place.count, geometry) {
             Ok(bitmaps) => bitmaps,
             Err(error) => {
+                self.hidden = true;
                 self.findings.push(Severity::Corruption, || damaged(error.to_string()));
                 return Ok(());
             }
@@ -53,6 +55,7 @@ impl Check<'_> {
         for (index, entry) in (0u64..).zip(words(table).map(BitmapTableEntry)) {
             let data = entry.data_offset();
             if entry.reserved() != 0 || data.is_some_and(|data| !data.is_aligned(size)) {
+                self.hidden = true;
                 self.findings.push(Severity::Corruption, || Finding {
                     index: Some(index),
                     offset: Some(offset.saturating_add(index.saturating_mul(8))),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 
 /// Clusters that one chunk counts.
-pub(super) const CHUNK: u64 = 4096;
+pub(crate) const CHUNK: u64 = 4096;
 /// The same as a length.
 const CHUNK_LEN: usize = 4096;
 /// Four counts of one.
@@ -14,7 +14,7 @@ const ONES: u8 = 0x55;
 /// A sparse array of counts. Two bits each to begin with, since nearly every cluster of nearly every image has one reference; a chunk in which a
 /// count grows larger becomes wider as a whole.
 #[derive(Debug)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     chunks: BTreeMap<u64, Chunk>,
     maximum: u64,
     budget: Budget,
@@ -43,7 +43,7 @@ impl Budget {
 
 /// The counts of one chunk.
 #[derive(Debug)]
-pub(super) struct Chunk {
+pub(crate) struct Chunk {
     /// Width of a count: 2, 8, 16 or 64.
     bits: u32,
     bytes: Vec<u8>,
@@ -51,7 +51,7 @@ pub(super) struct Chunk {
 
 impl Counts {
     /// Counts that stop at `maximum` and take at most `allowed` bytes.
-    pub(super) fn new(maximum: u64, allowed: u64) -> Self {
+    pub(crate) fn new(maximum: u64, allowed: u64) -> Self {
         Self {
             chunks: BTreeMap::new(),
             maximum,
@@ -63,7 +63,7 @@ impl Counts {
     ///
     /// # Errors
     /// [`Error::Limit`] once it is used up.
-    pub(super) fn spend(&mut self, bytes: u64) -> Result<()> {
+    pub(crate) fn spend(&mut self, bytes: u64) -> Result<()> {
         self.budget.spend(bytes)
     }
 
@@ -71,7 +71,7 @@ impl Counts {
     ///
     /// # Errors
     /// [`Error::Limit`] for memory.
-    pub(super) fn add(&mut self, first: u64, clusters: u64, times: u64) -> Result<Vec<(u64, u64)>> {
+    pub(crate) fn add(&mut self, first: u64, clusters: u64, times: u64) -> Result<Vec<(u64, u64)>> {
         let mut overflows = Vec::new();
         let end = first.saturating_add(clusters);
         let mut at = first;
@@ -101,19 +101,68 @@ impl Counts {
         Ok(overflows)
     }
 
+    /// The first cluster from `cluster` on whose count is not zero.
+    pub(crate) fn next_counted(&self, cluster: u64) -> Option<u64> {
+        let mut from = within(cluster);
+        for (number, chunk) in self.chunks.range(cluster / CHUNK..) {
+            let begin = if *number == cluster / CHUNK { from } else { 0 };
+            if let Some(index) = (begin..CHUNK_LEN).find(|&index| chunk.get(index) != 0) {
+                return Some(number.saturating_mul(CHUNK).saturating_add(index as u64));
+            }
+            from = 0;
+        }
+        None
+    }
+
+    /// The first cluster from `cluster` on whose count is zero.
+    pub(crate) fn next_free(&self, cluster: u64) -> u64 {
+        let mut at = cluster;
+        while let Some(chunk) = self.chunk(at / CHUNK) {
+            if let Some(index) = (within(at)..CHUNK_LEN).find(|&index| chunk.get(index) == 0) {
+                return (at / CHUNK).saturating_mul(CHUNK).saturating_add(index as u64);
+            }
+            at = (at / CHUNK).saturating_add(1).saturating_mul(CHUNK);
+        }
+        at
+    }
+
+    /// The cluster behind the last one that has a count.
+    pub(crate) fn end(&self) -> u64 {
+        for (number, chunk) in self.chunks.iter().rev() {
+            if let Some(index) = (0..CHUNK_LEN).rev().find(|&index| chunk.get(index) != 0) {
+                return number.saturating_mul(CHUNK).saturating_add(index as u64 + 1);
+            }
+        }
+        0
+    }
+
+    /// Takes one reference from each of `clusters` clusters that have one.
+    ///
+    /// # Errors
+    /// None that can come up: counts only get smaller.
+    pub(crate) fn remove(&mut self, first: u64, clusters: u64) -> Result<()> {
+        for cluster in first..first.saturating_add(clusters) {
+            if let Some(chunk) = self.chunks.get_mut(&(cluster / CHUNK)) {
+                let count = chunk.get(within(cluster)).saturating_sub(1);
+                chunk.set(within(cluster), count, &mut self.budget)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The count of a cluster.
-    pub(super) fn get(&self, cluster: u64) -> u64 {
+    pub(crate) fn get(&self, cluster: u64) -> u64 {
         self.chunk(cluster / CHUNK)
             .map_or(0, |chunk| chunk.get(within(cluster)))
     }
 
     /// The counts of a chunk, if it has any.
-    pub(super) fn chunk(&self, number: u64) -> Option<&Chunk> {
+    pub(crate) fn chunk(&self, number: u64) -> Option<&Chunk> {
         self.chunks.get(&number)
     }
 
     /// The first cluster from `cluster` on that lies in a chunk with counts.
-    pub(super) fn next(&self, cluster: u64) -> Option<u64> {
+    pub(crate) fn next(&self, cluster: u64) -> Option<u64> {
         let (number, _) = self.chunks.range(cluster / CHUNK..).next()?;
         Some(number.saturating_mul(CHUNK).max(cluster))
     }
@@ -133,7 +182,7 @@ impl Chunk {
     }
 
     /// The count at `index`.
-    pub(super) fn get(&self, index: usize) -> u64 {
+    pub(crate) fn get(&self, index: usize) -> u64 {
         let count = match self.bits {
             2 => self
                 .bytes
@@ -147,7 +196,7 @@ impl Chunk {
     }
 
     /// The counts as they stand, four to a byte from the lowest bits up, while none is larger than 3.
-    pub(super) fn packed(&self) -> Option<&[u8]> {
+    pub(crate) fn packed(&self) -> Option<&[u8]> {
         (self.bits == 2).then_some(&self.bytes)
     }
 
@@ -265,6 +314,34 @@ mod tests {
         for (cluster, expected) in expected.iter().enumerate() {
             assert_eq!(counts.get(cluster as u64), *expected, "{cluster}");
         }
+    }
+
+    #[test]
+    fn counted_and_free_clusters_are_found() {
+        let mut counts = Counts::new(u64::MAX, 1 << 30);
+        assert_eq!(
+            (counts.next_counted(0), counts.next_free(7), counts.end()),
+            (None, 7, 0)
+        );
+        for (first, length) in [(3, 2), (4090, 10), (3 * CHUNK, CHUNK)] {
+            counts.add(first, length, 1).unwrap();
+        }
+        for (from, counted, free) in [
+            (0, Some(3), 0),
+            (3, Some(3), 5),
+            (5, Some(4090), 5),
+            (4095, Some(4095), 4100),
+            (4100, Some(3 * CHUNK), 4100),
+            (3 * CHUNK, Some(3 * CHUNK), 4 * CHUNK),
+            (4 * CHUNK, None, 4 * CHUNK),
+        ] {
+            assert_eq!(
+                (counts.next_counted(from), counts.next_free(from)),
+                (counted, free),
+                "{from}"
+            );
+        }
+        assert_eq!(counts.end(), 4 * CHUNK);
     }
 
     #[test]

@@ -8,10 +8,10 @@
 
 mod bitmaps;
 mod classes;
-mod counts;
+pub(crate) mod counts;
 mod finding;
 mod guests;
-mod reader;
+pub(crate) mod reader;
 mod refcounts;
 mod snapshots;
 mod sweep;
@@ -77,6 +77,16 @@ struct Check<'a> {
     counts: Counts,
     findings: Findings,
     report: CheckReport,
+    /// Something refers to clusters that could not be counted: nothing may be taken to be free.
+    hidden: bool,
+}
+
+/// References to the host clusters of an image, all but those of its refcount structure.
+#[derive(Debug)]
+pub(crate) struct References {
+    pub(crate) counts: Counts,
+    /// There are more that could not be counted.
+    pub(crate) hidden: bool,
 }
 
 /// Checks the image of a layer. Findings are data: only what keeps the check itself from running is an error.
@@ -85,50 +95,8 @@ struct Check<'a> {
 /// [`Error::State`] with code `NO_CHECK` for a raw layer, [`Error::Cancelled`], errors of reading the refcount table, and [`Error::Limit`]
 /// (`maxMemory`) if counting takes more than the layer's limit: a quarter of a byte for each cluster of a file without snapshots.
 pub fn check(layer: &Layer, options: &CheckOptions, context: &JobContext) -> Result<CheckReport> {
-    let (Some(header), Some(extensions)) = (layer.header(), layer.extensions()) else {
-        return Err(Error::State {
-            code: "NO_CHECK",
-            path: layer.storage().path().map(Into::into),
-            reason: "a raw image has nothing that could be checked".to_owned(),
-        });
-    };
-    let reader = Reader::new(layer.storage().as_ref(), header)?;
-    context.progress.begin("check", reader.work());
-    let mut check = Check {
-        counts: Counts::new(header.refcount_order.max(), layer.options().limits.max_memory),
-        findings: Findings::new(options.max_findings),
-        report: CheckReport {
-            total_clusters: header.geometry.clusters(header.virtual_size()),
-            ..CheckReport::default()
-        },
-        reader,
-        context,
-    };
-    let (snapshots, snapshot_table_length) = check.snapshot_table();
-
-    check.reference(HostOffset(0), header.geometry.cluster_size(), Table::Header)?;
-    let mut trees = tree::Trees::default();
-    check.active_tree(&mut trees)?;
-    check.snapshot_trees(&mut trees, &snapshots)?;
-    check.count_shared_tables(&trees)?;
-    drop(trees);
-    let others = [
-        (header.snapshots_offset, snapshot_table_length, Table::SnapshotTable),
-        (
-            header.refcount_table_offset,
-            header.refcount_table_bytes(),
-            Table::RefcountTable,
-        ),
-    ];
-    let encryption = extensions
-        .encryption
-        .map(|place| (place.offset, place.length, Table::EncryptionHeader));
-    for (offset, length, table) in others.into_iter().chain(encryption) {
-        check.reference(offset, length, table)?;
-    }
-    if let Some(bitmaps) = extensions.bitmaps.filter(|_| header.autoclear & 1 != 0) {
-        check.bitmaps(bitmaps)?;
-    }
+    let mut check = Check::begin(layer, options, "check", context)?;
+    check.count_references(layer, true)?;
     check.refcount_blocks()?;
     check.compare_refcounts()?;
     check.findings.append_deferred();
@@ -137,7 +105,73 @@ pub fn check(layer: &Layer, options: &CheckOptions, context: &JobContext) -> Res
     Ok(check.finish())
 }
 
-impl Check<'_> {
+/// Counts the references to the host clusters of an image, without those of its refcount structure.
+///
+/// # Errors
+/// Those of [`check`].
+pub(crate) fn references(layer: &Layer, context: &JobContext) -> Result<References> {
+    let options = CheckOptions { max_findings: 0 };
+    let mut check = Check::begin(layer, &options, "repair", context)?;
+    check.count_references(layer, false)?;
+    Ok(References {
+        counts: check.counts,
+        hidden: check.hidden,
+    })
+}
+
+impl<'a> Check<'a> {
+    fn begin(layer: &'a Layer, options: &CheckOptions, phase: &'static str, context: &'a JobContext) -> Result<Self> {
+        let Some(header) = layer.header() else {
+            return Err(Error::State {
+                code: "NO_CHECK",
+                path: layer.storage().path().map(Into::into),
+                reason: "a raw image has nothing that could be checked".to_owned(),
+            });
+        };
+        let reader = Reader::new(layer.storage().as_ref(), header)?;
+        context.progress.begin(phase, reader.work());
+        Ok(Check {
+            counts: Counts::new(header.refcount_order.max(), layer.options().limits.max_memory),
+            findings: Findings::new(options.max_findings),
+            report: CheckReport {
+                total_clusters: header.geometry.clusters(header.virtual_size()),
+                ..CheckReport::default()
+            },
+            reader,
+            context,
+            hidden: false,
+        })
+    }
+
+    /// Counts what refers to clusters, but for the refcount blocks; with `table`, the refcount table does.
+    fn count_references(&mut self, layer: &Layer, table: bool) -> Result<()> {
+        let header = self.reader.header;
+        let (snapshots, snapshot_table_length) = self.snapshot_table();
+
+        self.reference(HostOffset(0), header.geometry.cluster_size(), Table::Header)?;
+        let mut trees = tree::Trees::default();
+        self.active_tree(&mut trees)?;
+        self.snapshot_trees(&mut trees, &snapshots)?;
+        self.count_shared_tables(&trees)?;
+        drop(trees);
+        let refcount_table = table.then(|| {
+            let length = header.refcount_table_bytes();
+            (header.refcount_table_offset, length, Table::RefcountTable)
+        });
+        let extensions = layer.extensions();
+        let encryption = extensions.and_then(|all| all.encryption);
+        let encryption = encryption.map(|place| (place.offset, place.length, Table::EncryptionHeader));
+        let first = (header.snapshots_offset, snapshot_table_length, Table::SnapshotTable);
+        for (offset, length, table) in [Some(first), refcount_table, encryption].into_iter().flatten() {
+            self.reference(offset, length, table)?;
+        }
+        let bitmaps = extensions.and_then(|all| all.bitmaps);
+        if let Some(bitmaps) = bitmaps.filter(|_| header.autoclear & 1 != 0) {
+            self.bitmaps(bitmaps)?;
+        }
+        Ok(())
+    }
+
     /// Counts one reference to each host cluster that a range touches. `false`: the range passes the end of the file, which is a finding.
     fn reference(&mut self, offset: HostOffset, length: u64, table: Table) -> Result<bool> {
         self.reference_times(offset, length, table, 1)
@@ -172,6 +206,7 @@ impl Check<'_> {
 
     /// Notes a reference that passes the end of the file.
     fn beyond(&mut self, offset: HostOffset, length: u64, table: Table, times: u64) -> Option<&Finding> {
+        self.hidden = true;
         let make = || Finding {
             offset: Some(offset.0),
             length: Some(length),
@@ -186,6 +221,7 @@ impl Check<'_> {
     /// Notes references that were too many to be counted.
     fn overflowed(&mut self, overflows: &[(u64, u64)], offset: HostOffset, table: Table) {
         let geometry = self.reader.header.geometry;
+        self.hidden |= !overflows.is_empty();
         for &(cluster, times) in overflows {
             self.findings.push_times(times, Severity::Corruption, || Finding {
                 offset: cluster.checked_mul(geometry.cluster_size()).or(Some(offset.0)),

@@ -18,13 +18,13 @@ const LARGEST: u64 = (1 << 63) - (1 << 20);
 
 /// The file under check with what the header says of it.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
-    pub(super) storage: &'a dyn Storage,
-    pub(super) header: &'a Header,
+pub(crate) struct Reader<'a> {
+    pub(crate) storage: &'a dyn Storage,
+    pub(crate) header: &'a Header,
     /// Length of the file in bytes, rounded up to sectors.
-    pub(super) file_length: u64,
+    pub(crate) file_length: u64,
     /// The refcount table, as far as it is in the file.
-    pub(super) refcount_table: Vec<RefcountTableEntry>,
+    pub(crate) refcount_table: Vec<RefcountTableEntry>,
     pub(super) classes: Classes,
     /// The extent that was asked for last: its begin and what it is.
     extent: RefCell<Option<(HostOffset, Extent)>>,
@@ -42,7 +42,7 @@ struct Window {
 
 /// The bytes of a table. The buffer that they stand in serves the next read once nobody has one of these.
 #[derive(Clone, Debug)]
-pub(super) struct TableBytes {
+pub(crate) struct TableBytes {
     window: Arc<Vec<u8>>,
     place: Range<usize>,
 }
@@ -67,7 +67,7 @@ pub(super) enum Block {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(storage: &'a dyn Storage, header: &'a Header) -> Result<Self> {
+    pub(crate) fn new(storage: &'a dyn Storage, header: &'a Header) -> Result<Self> {
         let failed = |source| Error::Io {
             operation: "read",
             path: storage.path().map(Into::into),
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The bytes of a table, as far as the file goes: shorter than `length` only there.
-    pub(super) fn read(&self, offset: HostOffset, length: u64) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, offset: HostOffset, length: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.read_into(offset, length, &mut bytes)?;
         Ok(bytes)
@@ -120,7 +120,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The table of one cluster at `offset`, as far as the file goes. One that stands behind the last one is read with those behind it.
-    pub(super) fn table(&mut self, offset: HostOffset) -> io::Result<TableBytes> {
+    pub(crate) fn table(&mut self, offset: HostOffset) -> io::Result<TableBytes> {
         let size = self.header.geometry.cluster_size();
         let end = offset.0.saturating_add(size);
         let window_end = self.window.offset.saturating_add(self.window.bytes.len() as u64);
@@ -157,7 +157,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether a range lies wholly in a hole of the file, so that it is known to be zeros without reading.
-    pub(super) fn is_hole(&self, offset: HostOffset, length: u64) -> bool {
+    pub(crate) fn is_hole(&self, offset: HostOffset, length: u64) -> bool {
         self.extent_at(offset)
             .is_some_and(|extent| !extent.data && extent.end.0 >= offset.0.saturating_add(length).min(self.file_length))
     }
@@ -211,6 +211,6 @@ impl<'a> Reader<'a> {
 }
 
 /// The big-endian words of a table.
-pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+pub(crate) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
     bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word))
 }

@@ -57,6 +57,7 @@ impl Check<'_> {
     }
 
     fn damaged_table(&mut self, error: &FormatError) {
+        self.hidden = true;
         let index = match error {
             FormatError::SnapshotTableTooLarge { index, .. }
             | FormatError::SnapshotTableTruncated { index, .. }
@@ -94,7 +95,9 @@ impl Check<'_> {
     }
 
     fn l1_is_placed(&mut self, index: u64, snapshot: &Snapshot, named: &(String, String)) -> bool {
+        let hidden = &mut self.hidden;
         let mut misplaced = |code, value| {
+            *hidden = true;
             self.findings.push(Severity::Corruption, || Finding {
                 index: Some(index),
                 offset: Some(snapshot.entry_offset.0),

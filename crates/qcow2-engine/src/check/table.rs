@@ -219,6 +219,7 @@ impl Check<'_> {
             Ok(ClusterMapping::Compressed(found)) => found,
             Ok(_) => return Ok(()),
             Err(fault) => {
+                self.hidden = true;
                 let entry = without_copied(place.entry);
                 if let Some((code, value)) = finding_of(fault, entry) {
                     self.note(walk, code, place, rules, value);
@@ -307,6 +308,10 @@ impl Check<'_> {
     }
 
     fn note(&mut self, walk: &mut Walk<'_>, code: FindingCode, place: Place, rules: &EntryRules, value: u64) {
+        self.hidden |= matches!(
+            code,
+            FindingCode::UnalignedData | FindingCode::UnalignedZero | FindingCode::OffsetTooLarge
+        );
         self.keep(walk, |walk| Finding {
             value: Some(value),
             ..walk.finding(code, place, rules)

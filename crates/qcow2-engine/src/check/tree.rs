@@ -154,7 +154,10 @@ impl Check<'_> {
         let cluster = geometry.cluster_index(l2_offset).0;
         let new = self.counts.get(cluster) == 0;
         let inside = self.reference_times(l2_offset, geometry.cluster_size(), Table::L1, times)?;
+        // What an entry names that makes no sense is anybody's guess.
+        self.hidden |= entry.l2_offset().is_none();
         if !l2_offset.is_aligned(geometry.cluster_size()) {
+            self.hidden = true;
             self.findings.push_times(times, Severity::Corruption, || {
                 finding(FindingCode::UnalignedTable, l2_offset.0)
             });
@@ -266,6 +269,7 @@ impl Check<'_> {
     }
 
     pub(super) fn unreadable(&mut self, table: Table, offset: HostOffset, length: u64, error: &std::io::Error) {
+        self.hidden |= table != Table::RefcountBlock;
         self.findings.push(Severity::Error, || Finding {
             offset: Some(offset.0),
             length: Some(length),

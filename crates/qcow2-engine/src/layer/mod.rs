@@ -132,6 +132,11 @@ impl Layer {
         open::qcow2(storage, options)
     }
 
+    /// Opens a qcow2 image whose locks the caller has.
+    pub(crate) fn open_unlocked(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<Self> {
+        open::unlocked(storage, options, (Vec::new(), Vec::new()))
+    }
+
     /// Opens a raw file. Its virtual size is its length rounded up to whole sectors of 512 bytes.
     ///
     /// # Errors

@@ -8,8 +8,10 @@ use qcow2_format::{EncryptionMethod, Extensions, FormatError, Header, HostOffset
 
 use super::{Image, Layer, LayerOptions, tables};
 use crate::error::{Error, Result};
-use crate::lock::ImageLock;
+use crate::lock::{ImageLock, Locking};
 use crate::notice::Notice;
+use crate::progress::JobContext;
+use crate::repair::{RepairMode, RepairOptions, repair_locked};
 use crate::storage::Storage;
 
 /// Enough of a file to tell its cluster size.
@@ -33,7 +35,52 @@ pub(super) fn raw(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<L
 }
 
 pub(super) fn qcow2(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<Layer> {
-    let (locks, mut notices) = lock(&storage, options)?;
+    let held = lock(&storage, options)?;
+    let layer = unlocked(storage.clone(), options, held)?;
+    if !options.writable || options.metadata_only || options.for_check {
+        return Ok(layer);
+    }
+    writable(layer)
+}
+
+/// An image that is to be written must be sound. One that was not closed is repaired first, under the locks that were taken.
+fn writable(mut layer: Layer) -> Result<Layer> {
+    let marked = |layer: &Layer, bit| layer.header().is_some_and(|header| header.has(bit));
+    if marked(&layer, incompatible::CORRUPT) {
+        let reason = "the image is marked corrupt: repair it before it is written";
+        return Err(layer.state("CORRUPT_IMAGE", reason));
+    }
+    if !marked(&layer, incompatible::DIRTY) {
+        return Ok(layer);
+    }
+    let repair = RepairOptions {
+        mode: RepairMode::All,
+        locking: Locking::Off,
+        limits: layer.options().limits,
+    };
+    let report = repair_locked(layer.storage(), &repair, &JobContext::quiet())?;
+    let held = (std::mem::take(&mut layer.locks), Vec::new());
+    let (storage, options) = (layer.storage().clone(), *layer.options());
+    let mut layer = unlocked(storage, &options, held)?;
+    if marked(&layer, incompatible::DIRTY) {
+        let reason = "the image was not closed, and its tables cannot be followed to repair it: check it";
+        return Err(layer.state("NOT_REPAIRED", reason));
+    }
+    layer.notices.push(Notice::new(
+        "REPAIRED",
+        format!(
+            "the image was not closed: {} refcounts and flags were mended, {} leaked clusters given back",
+            report.corruptions_fixed, report.leaks_fixed
+        ),
+    ));
+    Ok(layer)
+}
+
+pub(super) fn unlocked(
+    storage: Arc<dyn Storage>,
+    options: &LayerOptions,
+    (locks, mut notices): (Vec<ImageLock>, Vec<Notice>),
+) -> Result<Layer> {
     let file = OpenFile {
         length: storage.length().map_err(Error::io("stat", &*storage))?,
         storage: &*storage,
