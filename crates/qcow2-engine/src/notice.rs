@@ -3,7 +3,7 @@
 /// Something found on opening.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// Stable: `DIRTY`, `CORRUPT`, `UNKNOWN_AUTOCLEAR`, `REFCOUNT_TABLE`, `BITMAPS`, `BITMAPS_STALE`, `MAY_BE_TORN`, `LOCKING`, and with
+    /// Stable: `DIRTY`, `REPAIRED`, `CORRUPT`, `UNKNOWN_AUTOCLEAR`, `REFCOUNT_TABLE`, `BITMAPS`, `BITMAPS_STALE`, `MAY_BE_TORN`, `LOCKING`, and with
     /// [`LayerOptions::for_check`](crate::LayerOptions) also `SNAPSHOT_TABLE` and `L1_TRUNCATED`.
     pub code: &'static str,
     /// In words, a sentence without its end.

@@ -64,7 +64,7 @@ fn writable(mut layer: Layer) -> Result<Layer> {
     let mut layer = unlocked(storage, &options, held)?;
     if marked(&layer, incompatible::DIRTY) {
         let reason = "the image was not closed, and its tables cannot be followed to repair it: check it";
-        return Err(layer.state("NOT_REPAIRED", reason));
+        return Err(layer.state("DIRTY", reason));
     }
     layer.notices.push(Notice::new(
         "REPAIRED",

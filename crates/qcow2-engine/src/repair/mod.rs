@@ -79,7 +79,7 @@ pub struct RepairReport {
 /// Repairs an image that nobody else uses: takes a writer's locks on it and on its data file.
 ///
 /// # Errors
-/// [`Error::Locked`], [`Error::Io`], [`Error::Cancelled`]; those of opening and checking the image; [`Error::State`] with code `NOT_REPAIRED` if the
+/// [`Error::Locked`], [`Error::Io`], [`Error::Cancelled`]; those of opening and checking the image; [`Error::State`] with code `REFCOUNT_TABLE_FULL` if the
 /// refcounts would need a refcount table of more than 8 MiB. After an error the image can be repaired again.
 pub fn repair(
     storage: &Arc<dyn Storage>,

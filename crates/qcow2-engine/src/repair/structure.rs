@@ -242,7 +242,7 @@ impl Structure {
 
     fn too_large(&self, repair: &Repair<'_>) -> Error {
         repair.layer.state(
-            "NOT_REPAIRED",
+            "REFCOUNT_TABLE_FULL",
             "what the image refers to would need a refcount table of more than 8 MiB",
         )
     }
