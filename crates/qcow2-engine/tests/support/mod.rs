@@ -11,6 +11,7 @@
     reason = "shared by several test programs, none of which uses all of it"
 )]
 
+pub mod bed;
 pub mod bytes;
 pub mod dirty;
 
