@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::single_range_in_vec_init,
     reason = "tests may stop at the first surprise"
 )]
 

@@ -496,6 +496,51 @@ fn wherever_a_call_fails_bitmaps_are_right_or_inconsistent() {
 }
 
 #[test]
+fn no_flipped_bit_of_what_describes_bitmaps_makes_a_writer_stumble() {
+    let folder = recorded();
+    qemu_img(&folder, &["bitmap", "--add", "--disable", "a.qcow2", "second"]);
+    let (directory, table) = place(&folder);
+    let image = std::fs::read(folder.path("a.qcow2")).unwrap();
+    // The autoclear features, the extension, the directory with both entries, a table.
+    let places = (88..96)
+        .chain(504..544)
+        .chain(directory..directory + 64)
+        .chain(table..table + 8);
+    let (mut opened, mut stored) = (0, 0);
+    for (at, bit) in places.flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+        let mut bytes = image.clone();
+        bytes[at as usize] ^= 1 << bit;
+        let memory = Arc::new(MemoryStorage::new(bytes));
+        let Ok(disk) = try_disk(memory.clone()) else { continue };
+        drop(disk);
+        let before = our_check(memory.clone()).corruptions;
+        let disk = try_disk(memory.clone()).unwrap();
+        opened += 1;
+        disk.write(GuestOffset(100_000), &[7; 5000]).unwrap();
+        for name in ["x", "second"] {
+            let _ = disk.bitmap_mark(name, std::slice::from_ref(&(0..1 << 19)));
+            let _ = disk.bitmap_merge("x", name);
+        }
+        let _ = disk.resize(2 << 20, ResizeOptions::default());
+        let _ = disk.bitmap_remove("x");
+        let _ = disk.bitmap_add(new("third"));
+        stored += u32::from(disk.close().is_ok());
+        drop(disk);
+        let after = our_check(memory.clone());
+        let worse = after.corruptions > before;
+        assert!(!worse, "byte {at:#x}, bit {bit}: {before}, then {:#?}", after.findings);
+        let disk = try_disk(memory).unwrap();
+        let mut bytes = [0; 5000];
+        disk.chain().read(GuestOffset(100_000), &mut bytes).unwrap();
+        assert!(bytes == [7; 5000], "byte {at:#x}, bit {bit}");
+    }
+    assert!(
+        opened > 800 && stored > 700,
+        "{opened} could be opened, {stored} closed"
+    );
+}
+
+#[test]
 fn many_threads_write_and_every_write_is_recorded() {
     let folder = Folder::new();
     create(&folder, "cluster_size=64k", "64M");

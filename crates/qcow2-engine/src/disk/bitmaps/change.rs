@@ -38,6 +38,8 @@ impl Image {
             enabled: entry.auto(),
             entry,
             changed: BTreeSet::new(),
+            own: true,
+            places: Vec::new(),
         });
         drop(slots);
         self.bitmaps.update();
@@ -104,16 +106,20 @@ impl Image {
         let mut entries: Vec<Bitmap> = slots.list.iter().map(|slot| slot.entry.clone()).collect();
         let gone = entries.remove(index);
         // Before anything of it can be written over.
+        let own = slots.list.get(index).is_some_and(|slot| slot.own);
         let table = self.read_table(&gone)?;
         self.replace_directory(&mut slots, &entries)?;
         slots.list.remove(index);
         drop(slots);
         self.bitmaps.update();
-        self.drop_clusters(&Changes {
-            data: table.iter().filter_map(|entry| self.data_clusters(*entry)).collect(),
-            rows: vec![self.table_clusters(&gone)],
-            ..Changes::default()
-        });
+        // What may be somebody else's leaks, which a check repairs.
+        if own {
+            self.drop_clusters(&Changes {
+                data: table.iter().filter_map(|entry| self.data_clusters(*entry)).collect(),
+                rows: vec![self.table_clusters(&gone)],
+                ..Changes::default()
+            });
+        }
         Ok(())
     }
 

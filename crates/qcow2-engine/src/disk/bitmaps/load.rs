@@ -1,7 +1,9 @@
 //! Reading a bitmap from the file.
 
-use qcow2_format::HostOffset;
+use std::collections::HashSet;
+
 use qcow2_format::bitmap::{Bitmap, BitmapTableEntry};
+use qcow2_format::{HostOffset, L1Entry};
 
 use super::bits::{Bits, CHUNK};
 use crate::error::{Error, Result};
@@ -10,6 +12,8 @@ use crate::storage::Storage;
 
 /// Bytes of a table, or of data, that are read at a time.
 const WINDOW: u64 = 1 << 20;
+/// Memory that a place takes that was seen, about, in bytes.
+const SEEN: u64 = 24;
 
 /// What loading all bitmaps of an image may take.
 #[derive(Debug)]
@@ -19,6 +23,17 @@ pub(super) struct Budget {
     /// Bytes that are read: no more than the file has, unless bitmaps share what they must not share.
     read: u64,
     file_length: u64,
+    /// Clusters that were found to hold bitmap data.
+    seen: HashSet<u64>,
+    /// Active L2 tables, in order.
+    l2: Vec<u64>,
+}
+
+/// Where the L2 tables lie that L1 entries name, in order.
+fn l2_tables(l1: impl Iterator<Item = L1Entry>) -> Vec<u64> {
+    let mut tables: Vec<u64> = l1.filter_map(|entry| entry.l2_offset()).map(|at| at.0).collect();
+    tables.sort_unstable();
+    tables
 }
 
 impl Budget {
@@ -29,7 +44,28 @@ impl Budget {
             memory: layer.options().limits.max_memory,
             read: file_length,
             file_length,
+            seen: HashSet::new(),
+            l2: if layer.bitmaps().is_empty() {
+                Vec::new()
+            } else {
+                l2_tables(layer.l1().iter().copied())
+            },
         })
+    }
+
+    /// Whether a place is an L2 table.
+    pub(super) fn is_l2(&self, offset: HostOffset) -> bool {
+        self.l2.binary_search(&offset.0).is_ok()
+    }
+
+    /// Whether a cluster may hold data of one bitmap: nothing else is there, as far as that can be told without reading all tables.
+    fn claim(&mut self, offset: HostOffset) -> bool {
+        !self.is_l2(offset) && self.seen.insert(offset.0)
+    }
+
+    /// Bytes of memory, about.
+    fn memory(&self) -> u64 {
+        self.seen.len() as u64 * SEEN
     }
 
     fn read(&mut self, bytes: u64) -> bool {
@@ -39,14 +75,25 @@ impl Budget {
     }
 }
 
-/// What is dirty in a bitmap; none if that is not known: it was in use, or is damaged.
-pub(super) fn bits(layer: &Layer, bitmap: &Bitmap, budget: &mut Budget) -> Result<Option<Bits>> {
-    let Some(cluster_size) = layer.cluster_size().filter(|_| !bitmap.in_use()) else {
+/// What the file has of a bitmap.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    /// What is dirty; none if the bitmap was in use, so that this is not known.
+    pub(super) bits: Option<Bits>,
+    /// Where its data stands.
+    pub(super) places: Vec<HostOffset>,
+}
+
+/// Reads a bitmap; none if it is damaged.
+pub(super) fn bitmap(layer: &Layer, bitmap: &Bitmap, budget: &mut Budget) -> Result<Option<Loaded>> {
+    let Some(cluster_size) = layer.cluster_size() else {
         return Ok(None);
     };
     let length = layer.virtual_size().div_ceil(bitmap.granularity());
-    let entries = bitmap.data_bytes(layer.virtual_size()).div_ceil(cluster_size);
-    if entries > u64::from(bitmap.table_entries) {
+    let needed = bitmap.data_bytes(layer.virtual_size()).div_ceil(cluster_size);
+    let entries = u64::from(bitmap.table_entries);
+    // Exactly: so does qemu want it.
+    if entries != needed && !bitmap.in_use() {
         return Ok(None);
     }
     let storage = &**layer.storage();
@@ -54,7 +101,9 @@ pub(super) fn bits(layer: &Layer, bitmap: &Bitmap, budget: &mut Budget) -> Resul
         storage,
         budget,
         cluster_size,
-        bits: Bits::new(length),
+        bits: Bits::new(if bitmap.in_use() { 0 } else { length }),
+        in_use: bitmap.in_use(),
+        places: Vec::new(),
         pending: (0, 0, 0),
         data: Vec::new(),
     };
@@ -74,7 +123,7 @@ pub(super) fn bits(layer: &Layer, bitmap: &Bitmap, budget: &mut Budget) -> Resul
             if !loading.entry(index, BitmapTableEntry(u64::from_be_bytes(*word)))? {
                 return Ok(None);
             }
-            let wanted = loading.bits.memory();
+            let wanted = loading.bits.memory() + loading.budget.memory();
             if wanted > allowed {
                 return Err(Error::Limit {
                     limit: "maxMemory",
@@ -89,7 +138,10 @@ pub(super) fn bits(layer: &Layer, bitmap: &Bitmap, budget: &mut Budget) -> Resul
         return Ok(None);
     }
     loading.budget.memory = allowed.saturating_sub(loading.bits.memory());
-    Ok(Some(loading.bits))
+    Ok(Some(Loaded {
+        bits: (!loading.in_use).then_some(loading.bits),
+        places: loading.places,
+    }))
 }
 
 struct Loading<'a> {
@@ -97,6 +149,9 @@ struct Loading<'a> {
     budget: &'a mut Budget,
     cluster_size: u64,
     bits: Bits,
+    /// Its data says nothing.
+    in_use: bool,
+    places: Vec<HostOffset>,
     /// Data clusters next to each other that are still to be read: the index of the first, its offset, and their bytes.
     pending: (u64, u64, u64),
     data: Vec<u8>,
@@ -113,8 +168,12 @@ impl Loading<'_> {
             }
             return Ok(entry.reserved() == 0);
         };
-        if entry.reserved() != 0 || !offset.is_aligned(self.cluster_size) {
+        if entry.reserved() != 0 || !offset.is_aligned(self.cluster_size) || !self.budget.claim(offset) {
             return Ok(false);
+        }
+        self.places.push(offset);
+        if self.in_use {
+            return Ok(offset.0 < self.budget.file_length);
         }
         let (_, begin, bytes) = self.pending;
         if bytes > 0 && begin + bytes == offset.0 && index * self.cluster_size == self.position() && bytes < WINDOW {

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use qcow2_format::BitmapsExtension;
 use qcow2_format::bitmap::{AUTO, Bitmap, IN_USE};
+use qcow2_format::{BitmapsExtension, HostOffset};
 
 use super::super::state::State;
 use super::bits::Bits;
@@ -25,6 +25,10 @@ pub(in super::super) struct Slot {
     pub(super) enabled: bool,
     /// Clusters of its data that are newer than the disk's.
     pub(super) changed: BTreeSet<u64>,
+    /// Table and data are its own, as far as is known, so that they may be written over and given up.
+    pub(super) own: bool,
+    /// Where data stood when the image was opened, until that was looked at.
+    pub(super) places: Vec<HostOffset>,
 }
 
 impl Slot {
@@ -136,12 +140,17 @@ impl Recorder {
         };
         let mut budget = load::Budget::new(layer)?;
         for entry in layer.bitmaps() {
-            let bits = load::bits(layer, entry, &mut budget)?;
+            slots.damaged |= budget.is_l2(entry.table_offset);
+            let loaded = load::bitmap(layer, entry, &mut budget)?;
+            let own = loaded.is_some();
+            let (bits, places) = loaded.map_or_else(Default::default, |loaded| (loaded.bits, loaded.places));
             slots.list.push(Slot {
                 entry: entry.clone(),
                 bits,
                 enabled: entry.auto(),
                 changed: BTreeSet::new(),
+                own,
+                places,
             });
         }
         if !slots.list.is_empty() {

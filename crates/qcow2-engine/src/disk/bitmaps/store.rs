@@ -42,7 +42,45 @@ impl Image {
             self.switch_header(|fields| fields.autoclear &= !qcow2_format::features::autoclear::BITMAPS)?;
             self.bitmaps.lock().damaged = false;
         }
+        self.look_at_refcounts()?;
         self.hold(|slot| slot.enabled)
+    }
+
+    /// A cluster without a reference may be anybody's as soon as the disk is written: a bitmap that stands in one is damaged.
+    fn look_at_refcounts(&self) -> Result<()> {
+        let mut looked: Vec<(usize, Vec<HostOffset>, Clusters)> = Vec::new();
+        for (index, slot) in self
+            .bitmaps
+            .lock()
+            .list
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, slot)| slot.own)
+        {
+            let places = std::mem::take(&mut slot.places);
+            looked.push((index, places, self.table_clusters(&slot.entry)));
+        }
+        for (index, places, table) in looked {
+            let free = self.run(|state| {
+                for at in &places {
+                    let cluster = state.cluster_of(*at);
+                    if state.refcount(cluster)? == 0 {
+                        return Ok(true);
+                    }
+                }
+                for cluster in table.first..table.first + table.count {
+                    if state.refcount(cluster)? == 0 {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            })?;
+            if free && let Some(slot) = self.bitmaps.lock().list.get_mut(index) {
+                (slot.bits, slot.own) = (None, false);
+                self.lock().guard.remove(table.first, table.count);
+            }
+        }
+        Ok(())
     }
 
     /// Marks bitmaps as in use, durably.
