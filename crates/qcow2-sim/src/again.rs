@@ -6,7 +6,7 @@ use qcow2_engine::{DiskOptions, Storage};
 use qcow2_format::{GuestOffset, HostOffset};
 
 use crate::cut::{Choice, Cut};
-use crate::faults::Faults;
+use crate::faults::{Fault, Faults};
 use crate::judge::{Case, Files, files, judge};
 use crate::log::{DATA, Event, IMAGE, Log};
 use crate::open;
@@ -53,6 +53,44 @@ pub fn recovery(case: &Case<'_>, state: &Files, bench: &Bench, seed: u64) -> Res
             }
         }
         cut.advance(at, event);
+    }
+    Ok(count + faults(case, (&image, data.as_deref()), bench, seed)?)
+}
+
+/// Lets calls of the recovery fail; what that leaves is recovered after all.
+fn faults(case: &Case<'_>, (image, data): (&[u8], Option<&[u8]>), bench: &Bench, seed: u64) -> Result<u64, String> {
+    let counting = Arc::new(Faults::default());
+    let _ = record(case, image, data, &Arc::default(), counting.clone());
+    let mut count = 0;
+    for (number, fault) in [Fault::Once, Fault::Short, Fault::Sticky, Fault::Sync]
+        .into_iter()
+        .enumerate()
+    {
+        let random = mix(seed ^ number as u64);
+        let failing = Arc::new(Faults::new(fault, random % counting.calls().max(1)));
+        let log = Arc::new(Log::default());
+        let outcome = record(case, image, data, &log, failing);
+        let mut cut = Cut::new(image, data);
+        for (at, event) in log.take().iter().enumerate() {
+            cut.advance(at, event);
+        }
+        for choice in [Choice::Prefix, Choice::Torn(random)] {
+            cut.build(choice, [&bench.second[0], &bench.second[1]]);
+            let files = files([&bench.second[0], &bench.second[1]], data.is_some());
+            judge(
+                &Case {
+                    thorough: false,
+                    leaks: None,
+                    ..*case
+                },
+                &files,
+            )
+            .map_err(|text| {
+                let ended = outcome.as_ref().err().map(ToString::to_string);
+                format!("recovery with {fault:?} at {random} ({choice:?}) ended with {ended:?}, and then: {text}")
+            })?;
+            count += 1;
+        }
     }
     Ok(count)
 }

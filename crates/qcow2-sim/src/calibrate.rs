@@ -124,6 +124,7 @@ pub static TRIALS: &[Trial] = &[
     },
     Trial {
         focus: Some(Focus::Snapshots),
+        shape: Some("long L1"),
         ..trial(
             "APPLY_IN_PLACE",
             Weaken::APPLY_IN_PLACE,

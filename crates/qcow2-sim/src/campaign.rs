@@ -71,6 +71,7 @@ pub const EFFORT: Effort = Effort {
     most: 900,
     thorough: 12,
     recovery: 60,
+    last: usize::MAX,
 };
 
 /// A workload that has a bad state.
@@ -147,20 +148,38 @@ impl Campaign {
     /// # Errors
     /// What kept it from beginning, in words.
     pub fn trace(&self, case: &Case) -> Result<Trace, String> {
+        let Some((fault, at)) = case.fault else {
+            return self.trace_with(case, None);
+        };
+        // How many calls there are is known after a run without.
+        let calls = self.trace_with(case, None)?.calls;
+        self.trace_with(case, Some((fault, at % calls.max(1))))
+    }
+
+    fn trace_with(&self, case: &Case, fault: Option<(Fault, u64)>) -> Result<Trace, String> {
         let threads = case.plan.ops.iter().any(|op| matches!(op, Op::Parallel(_)));
-        let mut conditions = Conditions {
+        let conditions = Conditions {
             weaken: self.weaken,
             pause: threads.then(|| pause(case.seed)),
-            faults: None,
+            faults: fault.map(|(fault, at)| Arc::new(Faults::new(fault, at))),
         };
-        if let Some((fault, at)) = case.fault {
-            // How many calls there are is known after a run without.
-            let calls = run(&case.plan, &conditions)
-                .map_err(|error| format!("beginning: {error}"))?
-                .calls;
-            conditions.faults = Some(Arc::new(Faults::new(fault, at % calls.max(1))));
-        }
         run(&case.plan, &conditions).map_err(|error| format!("beginning: {error}"))
+    }
+
+    /// Lets every call of a workload fail in turn, in the given way. Returns how many calls there were.
+    ///
+    /// # Errors
+    /// The first bad state, and of which call.
+    pub fn every_call(&self, case: &Case, fault: Fault, bench: &Bench, counts: &mut Counts) -> Result<u64, String> {
+        let calls = self.trace_with(case, None)?.calls;
+        for at in 0..calls {
+            let trace = self.trace_with(case, Some((fault, at)))?;
+            let mut sweep = Sweep::new(&trace, self.effort, bench, counts, case.seed ^ at, true);
+            sweep
+                .run(&mut |_, _| Ok(false))
+                .map_err(|failure| format!("{fault:?} at call {at}: {failure:?}"))?;
+        }
+        Ok(calls)
     }
 
     /// Runs workload `number`.

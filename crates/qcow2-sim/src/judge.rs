@@ -34,6 +34,8 @@ pub struct Case<'a> {
     pub thorough: bool,
     /// An operation on snapshots is under way.
     pub switching: bool,
+    /// Most clusters that may leak, if that is known.
+    pub leaks: Option<u64>,
 }
 
 /// What was found in a state that is right.
@@ -84,6 +86,9 @@ impl Judge<'_> {
             ..Found::default()
         };
         found.leaks = self.check("after the crash", !self.case.shape.version2 || !self.case.switching)?;
+        if let Some(most) = self.case.leaks.filter(|most| found.leaks > *most) {
+            return Err(format!("{} clusters leak, and at most {most} may", found.leaks));
+        }
         let disk = self.open()?;
         let bytes = read(&disk)?;
         let (expectation, instead) = self.compare(&bytes, &disk)?;

@@ -175,6 +175,10 @@ pub struct Oracle<'a> {
     pub version: u64,
     /// What was begun and has not ended.
     pub running: Vec<u32>,
+    /// Sectors that were changed, and operations that did, since the last flush, and between that and the one before.
+    recent: [(u64, u64); 2],
+    /// Something has changed the whole mapping, or bitmaps.
+    unbounded: bool,
 }
 
 impl<'a> Oracle<'a> {
@@ -188,7 +192,17 @@ impl<'a> Oracle<'a> {
             flushes: HashMap::new(),
             version: 0,
             running: Vec::new(),
+            recent: [(0, 0); 2],
+            unbounded: false,
         }
+    }
+
+    /// Most clusters that may leak: what was allocated or unlinked and not yet reclaimed by the flush after the next; none where that cannot be told.
+    pub fn leak_bound(&self, cluster: u64) -> Option<u64> {
+        let (sectors, ops) = (self.recent[0].0 + self.recent[1].0, self.recent[0].1 + self.recent[1].1);
+        // A cluster that is written can take the place of another one, and so can its table; each operation has two edges.
+        let clusters = sectors * 512 / cluster + 2 * ops;
+        (!self.unbounded).then_some(4 * clusters + 16)
     }
 
     /// Operation `op` was called; `at` is the place in the log.
@@ -198,8 +212,11 @@ impl<'a> Oracle<'a> {
         if step.bitmap.is_some() {
             self.now.bitmap_busy += 1;
         }
+        self.unbounded |= matches!(step.effect, Effect::Switch(_)) || step.bitmap.is_some();
         match &step.effect {
             Effect::Sectors { entries, weak } => {
+                self.recent[0].0 += entries.len() as u64;
+                self.recent[0].1 += 1;
                 self.now.add(op, entries, *weak);
                 if let Some(instead) = &mut self.instead {
                     instead.add(op, entries, *weak);
@@ -248,6 +265,7 @@ impl<'a> Oracle<'a> {
                 }
             }
             Effect::Flush if done => {
+                self.recent = [(0, 0), self.recent[0]];
                 let begun = self.flushes.get(&op).copied().unwrap_or(0);
                 let covered = |op: u32| self.ended.get(&op).is_some_and(|at| *at < begun);
                 self.now.flush(covered);

@@ -104,6 +104,13 @@ pub static SHAPES: &[Shape] = &[
     PLAIN,
     K4,
     SMALL,
+    // More than one sector of L1 entries.
+    Shape {
+        name: "512, long L1",
+        size: 3 << 20,
+        most: 13 << 18,
+        ..SMALL
+    },
     Shape {
         name: "512, 64-bit refcounts",
         refcount_bits: 64,

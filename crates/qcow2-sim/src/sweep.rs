@@ -22,8 +22,10 @@ pub struct Effort {
     pub most: u64,
     /// One of so many states is judged thoroughly; those with snapshots are more often.
     pub thorough: u64,
-    /// One of so many is cut again while it is recovered.
+    /// One of so many is cut again while it is recovered; 0: none.
     pub recovery: u64,
+    /// Only so many entries at the end of a log are looked at.
+    pub last: usize,
 }
 
 /// What was counted.
@@ -172,7 +174,8 @@ impl<'a> Sweep<'a> {
                 break;
             }
             let end = matches!(event, Event::SyncEnd(..) | Event::OpEnd(..));
-            if end || matches!(event, Event::Begin { .. }) {
+            let wanted = trace.events.len() - at <= self.effort.last;
+            if wanted && (end || matches!(event, Event::Begin { .. })) {
                 self.place(at, end, &mut cut, &oracle, witness)?;
             }
             cut.advance(at, event);
@@ -180,7 +183,7 @@ impl<'a> Sweep<'a> {
                 Event::OpBegin(op) => oracle.begin(*op, at),
                 Event::OpEnd(op, outcome) => {
                     oracle.end(*op, *outcome, at);
-                    if *outcome == Outcome::Done {
+                    if *outcome == Outcome::Done && wanted {
                         self.state(at + 1, Choice::Prefix, &mut cut, &oracle, witness)?;
                         self.state(at + 1, Choice::Subset(0), &mut cut, &oracle, witness)?;
                     }
@@ -284,7 +287,7 @@ impl<'a> Sweep<'a> {
             [&self.bench.scratch[0], &self.bench.scratch[1]],
             self.trace.begin.data.is_some(),
         );
-        if hash.is_multiple_of(self.effort.recovery.max(1)) {
+        if self.effort.recovery > 0 && hash.is_multiple_of(self.effort.recovery) {
             self.recovery(&case, &files, hash).map_err(wrong)?;
             // It has been changed by that.
             cut.build(choice, [&self.bench.scratch[0], &self.bench.scratch[1]]);
@@ -328,6 +331,10 @@ impl<'a> Sweep<'a> {
             instead: oracle.instead.as_ref(),
             thorough,
             switching,
+            // Calls that fail, and requests that hold up reclaiming, leak more.
+            leaks: oracle
+                .leak_bound(self.trace.shape.cluster)
+                .filter(|_| self.letter.is_none() && oracle.running.len() < 2),
         }
     }
 
