@@ -174,6 +174,7 @@ impl Campaign {
         let calls = self.trace_with(case, None)?.calls;
         for at in 0..calls {
             let trace = self.trace_with(case, Some((fault, at)))?;
+            counts.faults += trace.errors;
             let mut sweep = Sweep::new(&trace, self.effort, bench, counts, case.seed ^ at, true);
             sweep
                 .run(&mut |_, _| Ok(false))
