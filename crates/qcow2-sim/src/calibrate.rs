@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use qcow2_engine::Weaken;
 
-use crate::campaign::{Campaign, Outcome};
+use crate::campaign::{Campaign, EFFORT, Outcome};
 use crate::plan::Focus;
 
 /// A rule, and where its loss shows.
@@ -148,14 +148,19 @@ pub static TRIALS: &[Trial] = &[
 impl Trial {
     /// The campaign that has to find it within `states`.
     pub fn campaign(&self, seed: u64, states: u64) -> Campaign {
+        let mut effort = EFFORT;
+        if self.focus == Some(Focus::Readers) {
+            // What goes wrong shows while the workload runs: more workloads, fewer cuts.
+            effort.most = 20;
+        }
         Campaign {
             seed,
             states,
+            effort,
             time: Duration::from_secs(60),
             weaken: self.weaken,
             focus: self.focus,
             shape: self.shape.map(str::to_owned),
-            without: Some("lazy".to_owned()).filter(|_| self.shape != Some("lazy")),
             faulty: u64::from(self.faulty),
             qemu: 0,
             ..Campaign::default()

@@ -60,6 +60,11 @@ impl Faults {
         }
     }
 
+    /// Whether all that fails is for want of space.
+    pub fn is_full(&self) -> bool {
+        matches!(self.plan, Some((Fault::Full, _)))
+    }
+
     /// How many calls there were.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::SeqCst)

@@ -337,6 +337,12 @@ impl Judge<'_> {
         disk.close().map_err(fail)?;
         drop(disk);
         self.check("at the end", true)?;
+        open::repair_leaks(&self.files.image, self.files.data.as_ref())
+            .map_err(|error| format!("giving back what leaks fails: {error}"))?;
+        match self.check("without leaks", true)? {
+            0 => {}
+            leaks => return Err(format!("{leaks} clusters still leak after a repair of leaks")),
+        }
         let disk = self.open()?;
         if read(&disk)? != bytes {
             return Err("after recovery, writes and closing the disk reads wrong".to_owned());

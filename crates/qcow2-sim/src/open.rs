@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use qcow2_engine::{Chain, ChainOptions, Disk, DiskOptions, Error, Layer, LayerOptions, Locking, Result, Storage};
+use qcow2_engine::{
+    Chain, ChainOptions, Disk, DiskOptions, JobContext, Layer, LayerOptions, Locking, RepairMode, RepairOptions,
+    Result, Storage, repair,
+};
 
 use crate::shape::Begin;
 
@@ -52,11 +55,8 @@ pub fn recover(image: &Arc<dyn Storage>, data: Option<&Arc<dyn Storage>>, begin:
         .and_then(Layer::header)
         .is_some_and(|header| header.has(qcow2_format::features::incompatible::DIRTY));
     if dirty {
-        return Err(Error::State {
-            code: "NOT_YET",
-            path: None,
-            reason: "repair".into(),
-        });
+        // Opening for writing repairs it.
+        drop(layers(image, data, begin, true)?);
     }
     Ok(dirty)
 }
@@ -86,4 +86,16 @@ pub fn snapshot(image: &Arc<dyn Storage>, data: Option<&Arc<dyn Storage>>, begin
         ..ChainOptions::default()
     };
     Chain::new(layers(image, data, begin, false)?, options)
+}
+
+/// Gives back what leaks.
+///
+/// # Errors
+/// Those of repair.
+pub fn repair_leaks(image: &Arc<dyn Storage>, data: Option<&Arc<dyn Storage>>) -> Result<()> {
+    let options = RepairOptions {
+        locking: Locking::Off,
+        ..RepairOptions::new(RepairMode::Leaks)
+    };
+    repair(image, data, options, &JobContext::quiet()).map(|_| ())
 }

@@ -127,7 +127,8 @@ impl Storage for SimStorage {
         match self.faults.ask(Call::Write) {
             Answer::Fail => return Err(failed()),
             Answer::Part => {
-                let part = (bytes.len() / 2).next_multiple_of(SECTOR).min(bytes.len());
+                // Whole sectors of the file: what is inside of one is written or not.
+                let part = ((at + bytes.len() / 2) / SECTOR * SECTOR).saturating_sub(at);
                 self.put(at, &bytes[..part]);
                 return Err(failed());
             }

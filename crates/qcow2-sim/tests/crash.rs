@@ -26,7 +26,6 @@ fn no_power_cut_loses_what_was_flushed() {
         states: 55_000,
         faulty: 0,
         time: Duration::from_secs(300),
-        without: WITHOUT.map(str::to_owned),
         ..Campaign::default()
     });
 }
@@ -38,10 +37,6 @@ fn no_call_that_fails_damages_an_image() {
         states: 10_000,
         faulty: 1,
         time: Duration::from_secs(300),
-        without: WITHOUT.map(str::to_owned),
         ..Campaign::default()
     });
 }
-
-/// Shapes that wait for repair.
-const WITHOUT: Option<&str> = Some("lazy");

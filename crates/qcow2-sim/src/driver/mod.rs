@@ -90,6 +90,8 @@ struct Shared {
     current: Vec<u32>,
     /// What sectors have ever held.
     versions: HashMap<u32, Vec<u32>>,
+    /// Sectors that an operation which failed may have written, and that could not be read since.
+    unknown: Vec<(u32, u32)>,
     wrong: Option<String>,
     errors: u64,
     missing: u64,
@@ -130,6 +132,7 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
             steps: Vec::new(),
             current: begin.sectors.clone(),
             versions: HashMap::new(),
+            unknown: Vec::new(),
             wrong: None,
             errors: 0,
             missing: 0,
@@ -159,7 +162,7 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
         if driver.faulty {
             // Space is back, devices work again.
             faults.relieve();
-            driver.after_faults();
+            driver.after_faults(faults.is_full());
         }
         driver.verify("at the end");
         if !driver.stop {
@@ -296,6 +299,7 @@ impl Driver {
     }
 
     fn verify(&mut self, when: &str) {
+        self.settle_unknown();
         let expected = self.shared().current.len() as u64 * 512;
         let size = self.size();
         if size != expected {
@@ -348,7 +352,7 @@ impl Driver {
     }
 
     /// Devices work again: either the disk is poisoned and says so, or everything works.
-    fn after_faults(&mut self) {
+    fn after_faults(&mut self, full: bool) {
         let disk = self.disk();
         match disk.flush() {
             Ok(()) => {
@@ -364,6 +368,9 @@ impl Driver {
                 }
             }
             Err(Error::State { code: "POISONED", .. }) => {
+                if full {
+                    self.wrong("a full disk has poisoned the image".to_owned());
+                }
                 if disk.write(GuestOffset(0), &[1; 512]).is_ok() {
                     self.wrong("a poisoned disk takes writes".to_owned());
                 }

@@ -12,6 +12,7 @@ use crate::plan::Op;
 
 impl Driver {
     pub(super) fn simple(&self, op: &Op) {
+        self.settle_unknown();
         match op {
             Op::Write { offset, length } => {
                 let Some((offset, length)) = self.cut(*offset, *length) else {
@@ -147,6 +148,14 @@ impl Driver {
         (first..last).map(&mut entry).collect()
     }
 
+    /// Notes what was not known while reads failed.
+    pub(super) fn settle_unknown(&self) {
+        let unknown = std::mem::take(&mut self.shared().unknown);
+        for entry in unknown {
+            self.settle(&[entry], false);
+        }
+    }
+
     /// Notes what sectors hold now: what was written if that is `sure`, else what they say, which must be the old or the new.
     pub(super) fn settle(&self, entries: &[(u32, u32)], sure: bool) {
         if sure {
@@ -168,7 +177,8 @@ impl Driver {
             if !self.faulty {
                 self.wrong(format!("reading back failed: {error}"));
             }
-            // Not known: whatever it is, later reads are not held against it.
+            // Not known until reads work again.
+            self.shared().unknown.extend_from_slice(entries);
             return;
         }
         let mut shared = self.shared();
