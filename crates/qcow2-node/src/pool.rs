@@ -1,18 +1,26 @@
 //! The process's own threads: libuv's four are for `node:fs`, and a slow disk under us must not stall them.
 //!
-//! Short requests share [`SHORT_THREADS`] threads, writes [`WRITE_THREADS`] others: a write may have to wait for a flush, and a read not for it. What
+//! Short requests share [`SHORT_THREADS`] threads, writes a few others ([`WRITE_THREADS`]): a write may have to wait for a flush, and a read not for it. What
 //! waits for the device by its nature (a flush, a snapshot, a close) has threads of its own again, up to [`WAITING_THREADS`]. A long job has a
 //! thread to itself (its workers are the engine's), so that it never delays a read; beyond [`LONG_JOBS`] at once, jobs wait for their turn.
 
 use std::collections::VecDeque;
+use std::hint::spin_loop;
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 const SHORT_THREADS: usize = 4;
-const WRITE_THREADS: usize = 4;
+/// As many write threads as processors, within these bounds: a file's writes go one by one in the kernel, and whoever waits there keeps a processor
+/// busy with it.
+const WRITE_THREADS: RangeInclusive<usize> = 2..=4;
 const WAITING_THREADS: usize = 16;
 const LONG_JOBS: usize = 8;
+/// How often a thread without work looks for more before it sleeps: some 20 to 40 µs.
+const LOOKS: u32 = 1000;
 
 /// A piece of work. It must not panic: whoever makes one wraps it in [`qcow2_engine::guard`].
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
@@ -50,21 +58,30 @@ pub(crate) struct Rejected {
 }
 
 static SHORT: Shared = Shared::new("qcow2", SHORT_THREADS);
-static WRITES: Shared = Shared::new("qcow2-write", WRITE_THREADS);
+static WRITES: LazyLock<Shared> = LazyLock::new(|| Shared::new("qcow2-write", write_threads()));
 static WAITING: Shared = Shared::new("qcow2-wait", WAITING_THREADS);
+
+fn write_threads() -> usize {
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    processors.clamp(*WRITE_THREADS.start(), *WRITE_THREADS.end())
+}
 
 /// Threads that share a queue. They are made when they are first needed, and stay.
 struct Shared {
     name: &'static str,
     most: usize,
     state: Mutex<SharedState>,
+    /// Pieces of work that were ever submitted: what a thread that looks for more looks at.
+    submitted: AtomicU64,
     wake: Condvar,
 }
 
 struct SharedState {
     queue: VecDeque<Work>,
-    /// Threads that wait, those included that were woken and have not taken their work yet.
+    /// Threads that sleep, those included that were woken and have not taken their work yet.
     idle: usize,
+    /// Threads, at most one, that look whether more comes before they sleep.
+    looking: usize,
     threads: usize,
 }
 
@@ -76,8 +93,10 @@ impl Shared {
             state: Mutex::new(SharedState {
                 queue: VecDeque::new(),
                 idle: 0,
+                looking: 0,
                 threads: 0,
             }),
+            submitted: AtomicU64::new(0),
             wake: Condvar::new(),
         }
     }
@@ -85,7 +104,10 @@ impl Shared {
     fn submit(&'static self, work: Work) -> Result<(), Rejected> {
         let mut state = lock(&self.state);
         state.queue.push_back(work);
-        if state.queue.len() <= state.idle {
+        self.submitted.fetch_add(1, Ordering::Release);
+        if state.queue.len() <= state.looking {
+            // Somebody is about to find it.
+        } else if state.queue.len() <= state.looking + state.idle {
             // Only then: waking costs a system call even where nobody waits. And not under the lock, which the woken would wait for again.
             drop(state);
             self.wake.notify_one();
@@ -107,14 +129,37 @@ impl Shared {
                 drop(state);
                 work();
                 state = lock(&self.state);
-            } else {
-                state.idle += 1;
-                while state.queue.is_empty() {
-                    state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            } else if state.looking == 0 {
+                state.looking = 1;
+                let seen = self.submitted.load(Ordering::Acquire);
+                drop(state);
+                let found = self.look(seen);
+                state = lock(&self.state);
+                state.looking = 0;
+                if !found && state.queue.is_empty() {
+                    state = self.sleep(state);
                 }
-                state.idle -= 1;
+            } else {
+                state = self.sleep(state);
             }
         }
+    }
+
+    /// Whether anything is submitted soon: requests come in rows, and to be woken takes longer than most of them.
+    fn look(&self, seen: u64) -> bool {
+        (0..LOOKS).any(|_| {
+            spin_loop();
+            self.submitted.load(Ordering::Acquire) != seen
+        })
+    }
+
+    fn sleep<'a>(&self, mut state: MutexGuard<'a, SharedState>) -> MutexGuard<'a, SharedState> {
+        state.idle += 1;
+        while state.queue.is_empty() {
+            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.idle -= 1;
+        state
     }
 }
 
@@ -218,7 +263,7 @@ mod tests {
 
     #[test]
     fn writes_and_what_waits_for_a_device_have_threads_of_their_own() {
-        measure_width(Lane::Write, WRITE_THREADS, "qcow2-write-");
+        measure_width(Lane::Write, write_threads(), "qcow2-write-");
         measure_width(Lane::Waiting, WAITING_THREADS, "qcow2-wait-");
     }
 
