@@ -1,13 +1,16 @@
 /**
- * Writes through the API beside `FileHandle.write` to a raw file and beside `qemu-img bench -w`, a chain of 64 layers beside one, and snapshots
+ * Writes through the API beside `FileHandle.write` to a raw file and beside QEMU, a chain of 64 layers beside one, and snapshots
  * beside `qemu-img snapshot`.
  *
  * node --require tsx/cjs benches/api-write.ts [--quick] [--processes N] [--only TEXT]
  */
+import { spawn } from 'node:child_process'
 import { randomFillSync } from 'node:crypto'
-import { copyFileSync, rmSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
+import { copyFileSync, existsSync, rmSync, writeFileSync } from 'node:fs'
 import { open as openFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { create, open } from 'qcow2'
 import { must } from './lib/process.js'
 import { benchmark, type Cost, cost, inTurn, type Measurement, quick, wanted } from './lib/samples.js'
@@ -22,13 +25,15 @@ const METADATA = quick ? '16G' : '64G'
 const RANDOM = { 1: 1.3, 16: 1.5 }
 const random = (depth: string) => `4 KiB random writes in place, ${depth} in flight, beside FileHandle`
 const ALLOCATING = '64 KiB writes that allocate, beside FileHandle'
-const QEMU = '4 KiB writes in steps of 68 KiB, 16 in flight, beside qemu-img bench -w'
+const STEPS = '4 KiB writes in steps of 68 KiB, 16 in flight, beside'
+const NBD = `${STEPS} qemu-nbd`
+const DIRECT = `${STEPS} qemu-img bench -w in its own process`
 const CHAIN = 'chain of 64 beside 1: 4 KiB random writes that copy, 16 in flight'
 const SNAPSHOT = { create: `snapshot create, ${METADATA} of metadata`, apply: 'snapshot apply', delete: 'snapshot delete' }
 const promised = {
   ...Object.fromEntries(Object.entries(RANDOM).map(([depth, least]) => [random(depth), least])),
   [ALLOCATING]: 0.8,
-  [QEMU]: 2,
+  [NBD]: 2,
   [CHAIN]: 0.9,
   [SNAPSHOT.create]: 5,
   [SNAPSHOT.apply]: 5,
@@ -106,28 +111,23 @@ async function sample(folder: string): Promise<Measurement[]> {
       await disk.close()
       return taken
     }
-    const theirs = async () => {
-      const args = [
-        'bench',
-        '-w',
-        '-t',
-        'writeback',
-        '-f',
-        'qcow2',
-        '-c',
-        `${count}`,
-        '-d',
-        '16',
-        '-s',
-        `${BLOCK}`,
-        '-S',
-        `${step}`,
-        at('disk.qcow2'),
-      ]
+    const bench = async (format: string, target: string) => {
+      const args = ['bench', '-w', '-t', 'writeback', '-f', format, '-c', `${count}`, '-d', '16', '-s', `${BLOCK}`, '-S', `${step}`, target]
       const seconds = /Run completed in ([\d.]+) seconds/.exec((await must('qemu-img', args)).stdout)?.[1]
       return { rate: count / Number(seconds), cpu: Number.NaN }
     }
-    await add(QEMU, 4, ours, theirs)
+    const served = async () => {
+      const socket = at('nbd.sock')
+      const server = spawn('qemu-nbd', ['-f', 'qcow2', '--cache=writeback', '-k', socket, at('disk.qcow2')], { stdio: 'ignore' })
+      const ended = once(server, 'exit')
+      while (!existsSync(socket)) await setTimeout(10)
+      const taken = await bench('raw', `nbd+unix:///?socket=${socket}`)
+      server.kill()
+      await ended
+      return taken
+    }
+    await add(NBD, 4, ours, served)
+    await add(DIRECT, 4, ours, () => bench('qcow2', at('disk.qcow2')))
   }
 
   async function copying(): Promise<void> {
