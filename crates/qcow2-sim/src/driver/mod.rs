@@ -77,7 +77,8 @@ pub(crate) struct Driver {
     shared: Mutex<Shared>,
     tags: AtomicU32,
     names: u32,
-    bitmaps: Vec<String>,
+    /// Names, and from which operation on they record.
+    bitmaps: Vec<(String, Option<u32>)>,
     snapshots: Arc<Vec<SnapshotModel>>,
     faulty: bool,
     stop: bool,
@@ -90,6 +91,8 @@ struct Shared {
     current: Vec<u32>,
     /// What sectors have ever held.
     versions: HashMap<u32, Vec<u32>>,
+    /// Which operation changed which sector.
+    touched: Vec<(u32, u32)>,
     /// Sectors that an operation which failed may have written, and that could not be read since.
     unknown: Vec<(u32, u32)>,
     wrong: Option<String>,
@@ -105,6 +108,11 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
     let shape = &SHAPES[plan.shape];
     let mut contents = Contents::default();
     let begin = shape.begin(&mut contents)?;
+    let below = begin
+        .backing
+        .as_ref()
+        .map(|(backing, _)| backing.to_vec())
+        .unwrap_or_default();
     let log = Arc::new(Log::default());
     let faults = conditions.faults.clone().unwrap_or_default();
     let file = |file: u8, bytes: &[u8]| {
@@ -132,6 +140,7 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
             steps: Vec::new(),
             current: begin.sectors.clone(),
             versions: HashMap::new(),
+            touched: Vec::new(),
             unknown: Vec::new(),
             wrong: None,
             errors: 0,
@@ -170,6 +179,11 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
         }
     }
     drop(driver.disk.take());
+    if let Some((backing, _)) = &driver.begin.backing
+        && backing.to_vec() != below
+    {
+        driver.wrong("the backing file has changed".to_owned());
+    }
     let shared = driver.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(Trace {
         begin: driver.begin,
@@ -343,6 +357,9 @@ impl Driver {
             Ok(disk) => {
                 self.disk = Some(disk);
                 self.verify("after opening again");
+                if !self.faulty {
+                    self.verify_bitmaps();
+                }
             }
             Err(error) => {
                 self.failed("opening again", &error);

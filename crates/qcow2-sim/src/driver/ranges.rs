@@ -160,6 +160,8 @@ impl Driver {
     pub(super) fn settle(&self, entries: &[(u32, u32)], sure: bool) {
         if sure {
             let mut shared = self.shared();
+            let op = shared.steps.len() as u32 - 1;
+            shared.touched.extend(entries.iter().map(|(sector, _)| (op, *sector)));
             for &(sector, content) in entries {
                 shared.current[sector as usize] = content;
             }
@@ -185,6 +187,10 @@ impl Driver {
         for (&(sector, content), there) in entries.iter().zip(bytes.chunks(SECTOR)) {
             let old = shared.current[sector as usize];
             if shared.contents.get(content) == there {
+                let op = shared.steps.len() as u32 - 1;
+                if old != content {
+                    shared.touched.push((op, sector));
+                }
                 shared.current[sector as usize] = content;
             } else if shared.contents.get(old) != there {
                 let what = shared.contents.find(there).map(|content| shared.contents.op(content));

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use qcow2_engine::{Disk, Error, NewBitmap, NewSnapshot, Preallocation, ResizeOptions, SnapshotChoice};
 
+use qcow2_format::GuestOffset;
+
 use super::Driver;
 use crate::contents::ZERO;
 use crate::model::{BitmapMark, Effect, SnapshotModel, Switch};
@@ -29,7 +31,9 @@ impl Driver {
             self.disk().resize(size, options)
         });
         if done.is_some() {
-            self.shared().current.resize(sectors as usize, ZERO);
+            let mut shared = self.shared();
+            shared.current.resize(sectors as usize, ZERO);
+            shared.touched.retain(|(_, sector)| *sector < sectors);
         } else if self.faulty {
             self.stop = true;
         }
@@ -114,7 +118,7 @@ impl Driver {
             self.disk().snapshot_apply(&choice)
         });
         if done.is_some() {
-            self.shared().current = snapshot.contents.to_vec();
+            self.switched(&snapshot.contents);
         } else if self.faulty {
             self.stop = true;
         }
@@ -180,13 +184,14 @@ impl Driver {
             enabled,
         };
         if self.bitmap_step(&name, enabled, "add", |disk| disk.bitmap_add(new)) {
-            self.bitmaps.push(name);
+            let since = self.last_op(enabled);
+            self.bitmaps.push((name, since));
         }
     }
 
     pub(super) fn chosen_bitmap(&self, which: u64) -> Option<String> {
         let count = self.bitmaps.len() as u64;
-        (count > 0).then(|| self.bitmaps[(which % count) as usize].clone())
+        (count > 0).then(|| self.bitmaps[(which % count) as usize].0.clone())
     }
 
     pub(super) fn bitmap_clear(&mut self, which: u64) {
@@ -196,19 +201,83 @@ impl Driver {
             .bitmaps()
             .iter()
             .any(|bitmap| bitmap.name == name && bitmap.enabled);
-        let _ = self.bitmap_step(&name, records, "clear", |disk| disk.bitmap_clear(&name));
+        if self.bitmap_step(&name, records, "clear", |disk| disk.bitmap_clear(&name)) {
+            self.restart(&name, records);
+        }
     }
 
     pub(super) fn bitmap_remove(&mut self, which: u64) {
         let Some(name) = self.chosen_bitmap(which) else { return };
         if self.bitmap_step(&name, false, "remove", |disk| disk.bitmap_remove(&name)) {
-            self.bitmaps.retain(|other| *other != name);
+            self.bitmaps.retain(|(other, _)| *other != name);
         }
     }
 
     pub(super) fn bitmap_enable(&mut self, which: u64, enabled: bool) {
         let Some(name) = self.chosen_bitmap(which) else { return };
         let text = if enabled { "enable" } else { "disable" };
-        let _ = self.bitmap_step(&name, enabled, text, |disk| disk.bitmap_enable(&name, enabled));
+        if self.bitmap_step(&name, enabled, text, |disk| disk.bitmap_enable(&name, enabled)) {
+            self.restart(&name, enabled);
+        }
+    }
+
+    /// The number of the operation that has just returned, if a bitmap records from it on.
+    fn last_op(&self, records: bool) -> Option<u32> {
+        records.then(|| self.shared().steps.len() as u32 - 1)
+    }
+
+    fn restart(&mut self, name: &str, records: bool) {
+        let since = self.last_op(records);
+        for bitmap in self.bitmaps.iter_mut().filter(|bitmap| bitmap.0 == name) {
+            bitmap.1 = since;
+        }
+    }
+
+    /// The disk holds something else now.
+    fn switched(&self, contents: &[u32]) {
+        let mut shared = self.shared();
+        let shared = &mut *shared;
+        let op = shared.steps.len() as u32 - 1;
+        for (sector, content) in (0u32..).zip(contents) {
+            if shared.current.get(sector as usize) != Some(content) {
+                shared.touched.push((op, sector));
+            }
+        }
+        shared.touched.retain(|(_, sector)| (*sector as usize) < contents.len());
+        shared.current = contents.to_vec();
+    }
+
+    /// After a clean close every bitmap is there, is right, and covers what was changed while it recorded.
+    pub(super) fn verify_bitmaps(&self) {
+        let there = self.disk().bitmaps();
+        for (name, since) in &self.bitmaps {
+            let Some(bitmap) = there.iter().find(|bitmap| bitmap.name == *name) else {
+                self.wrong(format!("{name} is not there after closing"));
+                return;
+            };
+            if bitmap.inconsistent {
+                self.wrong(format!("{name} is inconsistent after closing"));
+                return;
+            }
+            let Some(since) = since else { continue };
+            let dirty = match self.disk().bitmap_dirty(name, GuestOffset(0), usize::MAX) {
+                Ok(dirty) => dirty,
+                Err(error) => {
+                    self.wrong(format!("{name}: {error}"));
+                    return;
+                }
+            };
+            let shared = self.shared();
+            let covered = |sector: u32| dirty.iter().any(|range| range.contains(&(u64::from(sector) * 512)));
+            let missed = shared
+                .touched
+                .iter()
+                .find(|(op, sector)| op > since && !covered(*sector))
+                .copied();
+            drop(shared);
+            if let Some((op, sector)) = missed {
+                self.wrong(format!("{name} misses sector {sector:#x}, changed by operation {op}"));
+            }
+        }
     }
 }
