@@ -92,7 +92,7 @@ fn open_file(path: &Path) -> Arc<dyn Storage> {
     Arc::new(FileStorage::open(path, mode).unwrap())
 }
 
-fn open(folder: &Folder, shape: &Shape) -> Disk {
+fn open(folder: &Folder, shape: &Shape, options: DiskOptions) -> Disk {
     let writable = LayerOptions {
         writable: true,
         ..LayerOptions::default()
@@ -101,7 +101,7 @@ fn open(folder: &Folder, shape: &Shape) -> Disk {
     if shape.backing > 0 {
         layers.push(Layer::open_raw(support::storage(&folder.path("base.raw")), &LayerOptions::default()).unwrap());
     }
-    Disk::open(layers, DiskOptions::default()).unwrap()
+    Disk::open(layers, options).unwrap()
 }
 
 fn fill(bytes: &mut [u8], random: &mut Random) {
@@ -404,9 +404,18 @@ fn exercise(shape: &Shape, seed: u64) {
         known: Vec::new(),
         names: 0,
     };
-    for _ in 0..4 {
-        let disk = open(&folder, shape);
-        for step in 0..16 {
+    for round in 0..3 {
+        // With and without room for all refcount blocks at once.
+        let options = if round == 1 {
+            DiskOptions::default()
+        } else {
+            DiskOptions {
+                cache_bytes: 0,
+                ..DiskOptions::default()
+            }
+        };
+        let disk = open(&folder, shape, options);
+        for step in 0..14 {
             for _ in 0..bench.random.below(6) {
                 bench.change(&disk);
             }

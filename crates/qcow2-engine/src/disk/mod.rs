@@ -115,6 +115,7 @@ struct Image {
     begun: AtomicBool,
     beginning: Mutex<()>,
     dirty_bytes: u64,
+    cache_bytes: u64,
     lazy: bool,
     bitmaps: bitmaps::Recorder,
     weaken: Weaken,

@@ -119,6 +119,7 @@ fn image(chain: &Arc<Chain>, overlay: Arc<Overlay>, options: &DiskOptions) -> Re
         begun: AtomicBool::new(false),
         beginning: Mutex::default(),
         dirty_bytes: options.dirty_bytes,
+        cache_bytes: options.cache_bytes,
         lazy: header.compatible & compatible::LAZY_REFCOUNTS != 0,
         bitmaps,
         weaken,

@@ -11,8 +11,10 @@ use crate::disk::state::to_len;
 use crate::error::{Error, Result};
 use crate::storage::WriteRequest;
 
-/// Bytes of blocks that are kept at a time.
+/// Bytes of blocks that are kept at a time, if the caches' budget is not smaller.
 const BUDGET: u64 = 32 << 20;
+/// Blocks that are kept at a time in any case.
+const FEWEST: u64 = 4;
 /// Bytes that are written at a time.
 const WRITE: usize = 1 << 20;
 
@@ -27,6 +29,7 @@ pub(super) struct Counts<'a> {
     table: Vec<u64>,
     blocks: BTreeMap<u64, Block>,
     bytes: u64,
+    budget: u64,
     /// What does not fit in memory is forgotten instead of written: only whether it can be done is asked.
     trial: bool,
 }
@@ -74,6 +77,9 @@ impl<'a> Counts<'a> {
             table: state.refcount_table.clone(),
             blocks: BTreeMap::new(),
             bytes: 0,
+            budget: (image.cache_bytes / 2)
+                .min(BUDGET)
+                .max(FEWEST * image.geometry.cluster_size()),
             trial,
         }
     }
@@ -81,7 +87,7 @@ impl<'a> Counts<'a> {
     /// Whether all blocks of the image fit in memory, so that nothing is written before [`Counts::write`].
     pub(super) fn fits(&self) -> bool {
         let blocks = self.table.iter().filter(|&&offset| offset != 0).count() as u64;
-        blocks.saturating_mul(self.image.geometry.cluster_size()) <= BUDGET
+        blocks.saturating_mul(self.image.geometry.cluster_size()) <= self.budget
     }
 
     /// One more reference to each of `clusters`.
@@ -187,7 +193,7 @@ impl<'a> Counts<'a> {
                 return Ok(None);
             };
             let size = self.image.geometry.cluster_size();
-            if self.bytes + size > BUDGET {
+            if self.bytes + size > self.budget {
                 self.make_room()?;
             }
             let storage = &*self.image.storage;

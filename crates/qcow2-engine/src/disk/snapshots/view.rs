@@ -3,8 +3,8 @@
 use std::sync::{Arc, Weak};
 
 use super::SnapshotChoice;
+use crate::chain::Chain;
 use crate::chain::l1::L1Table;
-use crate::chain::{Chain, DEFAULT_CACHE_BYTES};
 use crate::disk::Image;
 use crate::error::{Error, Result};
 
@@ -15,7 +15,7 @@ impl Image {
         let layer = self.chain.layer(0).ok_or(Error::Closed)?;
         let (l1, size) = layer.snapshot_l1(&snapshot, self.chain.virtual_size())?;
         let l1 = Arc::new(L1Table::new(&l1));
-        let view = self.chain.seen_through(l1.clone(), size, DEFAULT_CACHE_BYTES / 4)?;
+        let view = self.chain.seen_through(l1.clone(), size, self.cache_bytes / 4)?;
         let mut state = self.lock();
         state.views.retain(|(_, view)| view.strong_count() > 0);
         state.views.push((snapshot.id, Arc::downgrade(&l1)));
