@@ -17,6 +17,12 @@ async function example(name: string, ...words: string[]): Promise<string> {
 const promises: Record<string, RegExp[]> = {
   'cancel.mjs': [/^cancelled: the user closed the window$/m, /^the target: the older target$/m, /^files: disk\.qcow2, disk\.raw$/m],
   'http-raw.mjs': [/^200: 1048576 bytes, as announced: 1048576$/m, /^206: bytes 512-1023\/1048576, 512 bytes$/m],
+  'incremental-backup.mjs': [
+    /^a whole copy: 67108864 bytes$/m,
+    /^what changed since: 2 ranges, 131072 bytes$/m,
+    /^the backup is what the disk was: true$/m,
+    /^after the upgrade went wrong: the disk is what it was before$/m,
+  ],
   'info-before-upload.mjs': [
     /^a new image: accepted$/m,
     /^an image that names a file of the host: it needs a backing file: "\/etc\/passwd"$/m,

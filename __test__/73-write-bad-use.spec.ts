@@ -308,7 +308,8 @@ test('an image that another program uses says for what, and which byte of the fi
     const error = await failure(() => open(path, { writable: true }))
     t.is(error.code, 'ERR_QCOW2_LOCKED')
     t.is(error.path, path)
-    t.like(error.details, { permission: 'write', shared: 'false', byte: '201' })
+    t.like(error.details, { permission: 'write', shared: 'false', byte: '201', program: 'qemu-io', pid: String(program.pid) })
+    t.regex(error.message, /"write" lock.*\(it is qemu-io, process \d+\)$/)
     t.is((await failure(() => open(path))).code, 'ERR_QCOW2_LOCKED')
   } finally {
     program.stdin.end('quit\n')
@@ -326,6 +327,7 @@ test('an image that another program uses says for what, and which byte of the fi
     await once(reader, 'close')
   }
   const disk = await open(path, { writable: true })
+  t.regex((await failure(() => open(path))).message, /this process itself has it open/)
   await disk.write(new Uint8Array(512), { position: 0 })
   await disk.close()
   t.is((await qemu.check(path)).code, 0)

@@ -6,6 +6,7 @@ import { orAborted } from './abort.js'
 import type { ChainFacts, Handle, Identity, LayerFacts, SourceSpec } from './boundary.js'
 import { Qcow2Error } from './errors.js'
 import { nameOf, type Passage, pathOf, printable, refuseReplaced } from './gate.js'
+import { withHolder } from './holders.js'
 import { call } from './native.js'
 import type { Settings } from './settings.js'
 import { beside, type Located } from './source.js'
@@ -54,7 +55,7 @@ export async function openChain(located: Located, settings: Settings): Promise<O
   } catch (error) {
     // The layers belong to the chain from the moment it was asked for, also if that failed.
     if (!handed) await Promise.all(layers.map(({ facts }) => closeHandle(facts.handle).catch(() => {})))
-    throw error
+    throw await withHolder(error)
   }
 }
 
