@@ -157,7 +157,7 @@ impl Campaign {
     }
 
     fn trace_with(&self, case: &Case, fault: Option<(Fault, u64)>) -> Result<Trace, String> {
-        let threads = case.plan.ops.iter().any(|op| matches!(op, Op::Parallel(_)));
+        let threads = case.plan.ops.iter().any(Op::is_parallel);
         let conditions = Conditions {
             weaken: self.weaken,
             pause: threads.then(|| pause(case.seed)),

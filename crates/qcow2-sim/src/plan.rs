@@ -68,6 +68,15 @@ pub enum Op {
     Reopen,
     /// Several threads at once; each does its list in order. Only writes, zeroes, discards and flushes, on ranges that no other list touches, and reads of anything.
     Parallel(Vec<Vec<Op>>),
+    /// The same, and a snapshot is taken meanwhile.
+    SnapshotAmid(Vec<Vec<Op>>),
+}
+
+impl Op {
+    /// Whether it has several threads.
+    pub fn is_parallel(&self) -> bool {
+        matches!(self, Self::Parallel(_) | Self::SnapshotAmid(_))
+    }
 }
 
 /// A workload.
@@ -267,6 +276,9 @@ impl Maker<'_> {
                 (0..count).map(|_| self.parallel_op(begin, end)).collect()
             })
             .collect();
+        if self.shape.snapshots() && self.random.one_in(3) {
+            return Op::SnapshotAmid(lists);
+        }
         Op::Parallel(lists)
     }
 

@@ -44,11 +44,7 @@ pub fn report(campaign: &Campaign, bad: &Bad) -> String {
 }
 
 fn fails(campaign: &Campaign, case: &Case, bench: &Bench) -> Option<Failure> {
-    let threads = case
-        .plan
-        .ops
-        .iter()
-        .any(|op| matches!(op, crate::plan::Op::Parallel(_)));
+    let threads = case.plan.ops.iter().any(crate::plan::Op::is_parallel);
     let tries = if threads { 12 } else { 1 };
     (0..tries).find_map(|_| campaign.workload(case, bench, &mut Counts::default()).err())
 }

@@ -9,7 +9,7 @@
 
 use qcow2_sim::campaign::Campaign;
 use qcow2_sim::faults::Fault;
-use qcow2_sim::plan::{Focus, Op};
+use qcow2_sim::plan::Focus;
 use qcow2_sim::sweep::{Bench, Counts, Effort};
 
 const SHAPES: [&str; 8] = [
@@ -39,7 +39,7 @@ fn every_call_fails(fault: Fault) {
                 ..Campaign::default()
             };
             let mut case = campaign.case(seed);
-            case.plan.ops.retain(|op| !matches!(op, Op::Parallel(_)));
+            case.plan.ops.retain(|op| !op.is_parallel());
             case.plan.ops.truncate(8);
             calls += campaign
                 .every_call(&case, fault, &Bench::default(), &mut counts)

@@ -1,5 +1,6 @@
 //! Carries a workload out, and notes what every operation has promised.
 
+mod amid;
 mod ranges;
 mod whole;
 
@@ -299,6 +300,7 @@ impl Driver {
                     }
                 });
             }
+            Op::SnapshotAmid(lists) => self.snapshot_amid(lists),
             Op::Resize { size, preallocate } => self.resize(*size, *preallocate),
             Op::SnapshotCreate => self.snapshot_create(),
             Op::SnapshotApply(which) => self.snapshot_apply(*which),

@@ -63,8 +63,17 @@ impl Driver {
     }
 
     pub(super) fn snapshot_create(&mut self) {
-        if self.snapshots.len() >= 4 {
+        let Some((snapshots, effect, new)) = self.next_snapshot() else {
             return;
+        };
+        let done = self.create_snapshot(effect, new, &snapshots);
+        self.keep(done, snapshots);
+    }
+
+    /// A snapshot of what the disk holds now: the list with it, and what taking it changes.
+    pub(super) fn next_snapshot(&mut self) -> Option<(Arc<Vec<SnapshotModel>>, Effect, NewSnapshot)> {
+        if self.snapshots.len() >= 4 {
+            return None;
         }
         self.names += 1;
         let name = format!("snapshot {}", self.names);
@@ -76,27 +85,33 @@ impl Driver {
         let mut snapshots = self.snapshots.to_vec();
         let contents = Arc::new(self.shared().current.clone());
         snapshots.push(SnapshotModel {
-            id: id.clone(),
+            id,
             name: name.clone(),
             contents,
         });
         let (effect, snapshots) = self.switch_snapshots(snapshots, true);
         let new = NewSnapshot {
-            name: name.clone(),
+            name,
             ..NewSnapshot::default()
         };
-        let (_, done) = self.step(effect, None, format!("create {name}"), || {
-            self.disk().snapshot_create(new)
-        });
+        Some((snapshots, effect, new))
+    }
+
+    /// Takes the last one of `snapshots`. Whether that succeeded.
+    pub(super) fn create_snapshot(&self, effect: Effect, new: NewSnapshot, snapshots: &[SnapshotModel]) -> bool {
+        let text = format!("create {}", new.name);
+        let (_, done) = self.step(effect, None, text, || self.disk().snapshot_create(new));
+        let id = snapshots
+            .last()
+            .map(|snapshot| snapshot.id.as_str())
+            .unwrap_or_default();
         if let Some(made) = &done
             && made.id != id.as_bytes()
         {
-            self.wrong(format!(
-                "a new snapshot has id {:?}, not {id}",
-                String::from_utf8_lossy(&made.id)
-            ));
+            let there = String::from_utf8_lossy(&made.id);
+            self.wrong(format!("a new snapshot has id {there:?}, not {id}"));
         }
-        self.keep(done.is_some(), snapshots);
+        done.is_some()
     }
 
     pub(super) fn chosen(&self, which: u64) -> Option<usize> {
