@@ -157,7 +157,7 @@ impl Trial {
             seed,
             states,
             effort,
-            time: Duration::from_secs(60),
+            time: Duration::from_secs(300),
             weaken: self.weaken,
             focus: self.focus,
             shape: self.shape.map(str::to_owned),

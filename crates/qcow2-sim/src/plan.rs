@@ -191,6 +191,12 @@ impl Maker<'_> {
             }
             _ => (self.random.below(hot), 1 + self.random.below(3000)),
         };
+        // The end of a disk is a place of its own.
+        let offset = if self.random.one_in(6) {
+            room.saturating_sub(length)
+        } else {
+            offset
+        };
         let offset = offset.min(room - 1);
         let offset = if unaligned { offset } else { offset / 512 * 512 };
         (begin + offset, length.min(room - offset).max(1))

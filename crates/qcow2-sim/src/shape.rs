@@ -107,8 +107,8 @@ pub static SHAPES: &[Shape] = &[
     // More than one sector of L1 entries.
     Shape {
         name: "512, long L1",
-        size: 3 << 20,
-        most: 13 << 18,
+        size: (2 << 20) + (96 << 10),
+        most: (2 << 20) + (160 << 10),
         ..SMALL
     },
     Shape {
