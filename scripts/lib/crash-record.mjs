@@ -34,7 +34,8 @@ export const workloads = {
   'refcounts that grow': { options: 'cluster_size=512,refcount_bits=64', steps: allocating },
   'lazy refcounts': { options: `cluster_size=${CLUSTER},lazy_refcounts=on`, steps: allocating },
   'discard, then reuse': { options: `cluster_size=${CLUSTER}`, steps: reusing },
-  snapshots: { options: `cluster_size=${CLUSTER}`, steps: snapshotting },
+  snapshots: { options: `cluster_size=${CLUSTER}`, steps: (random) => snapshotting(random, 1) },
+  'snapshots, an L1 table of two sectors': { options: 'cluster_size=512', steps: (random) => snapshotting(random, 16) },
 }
 
 /** Writes to anywhere within a part of the disk, of which a few clusters get discarded, and a flush after some. */
@@ -60,12 +61,12 @@ function* reusing(random) {
 }
 
 /** Snapshots are taken, gone back to and deleted, with writes in between. */
-function* snapshotting(random) {
+function* snapshotting(random, spread) {
   const alive = []
   let taken = 0
   for (let round = 0; round < 22; round += 1) {
     for (let count = 0; count < 6; count += 1) {
-      yield { kind: 'write', begin: random.below(60) * CLUSTER, length: CLUSTER }
+      yield { kind: 'write', begin: random.below(60) * spread * CLUSTER, length: CLUSTER }
       if (random.below(4) === 0) yield { kind: 'flush' }
     }
     const pick = random.below(6)

@@ -175,7 +175,9 @@ async function wrongSnapshots(recorded, image, { snapshots }) {
   if (await differ()) return ['snapshot changed']
   if (listed.length === 0) return []
   const random = new Random(recorded.entries.length)
-  const writes = Array.from({ length: 30 }, () => ['-c', `write -q -P 170 ${random.below(64) * 4096} 4096`]).flat()
+  const targets = recorded.requests.filter((request) => request.kind === 'write')
+  const target = () => targets[random.below(targets.length)].begin
+  const writes = Array.from({ length: 30 }, () => ['-c', `write -q -P 170 ${target()} 4096`]).flat()
   const written = await run('qemu-io', ['-f', 'qcow2', '-t', 'unsafe', ...writes, image]).then(
     () => true,
     () => false,
