@@ -44,7 +44,7 @@ pub struct SnapshotModel {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// What its sectors hold.
+    /// What its sectors hold; empty: not known.
     pub contents: Arc<Vec<u32>>,
 }
 

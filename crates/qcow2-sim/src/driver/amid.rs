@@ -44,7 +44,11 @@ impl Driver {
                 let snapshots = self.correct(first_step, &snapshots, contents);
                 self.keep(true, snapshots);
             }
-            None => self.stop = true,
+            None => {
+                // It could not be read: nobody knows what it holds.
+                self.correct(first_step, &snapshots, Vec::new());
+                self.stop = true;
+            }
         }
     }
 
