@@ -230,12 +230,17 @@ impl Campaign {
         let done = AtomicBool::new(false);
         let total: Mutex<Outcome> = Mutex::default();
         let said = Mutex::new(begin);
+        // What each worker is at, and since when.
+        let at: Vec<Mutex<Option<(u64, Instant)>>> = (0..self.workers.max(1)).map(|_| Mutex::default()).collect();
         std::thread::scope(|scope| {
-            for _ in 0..self.workers.max(1) {
-                scope.spawn(|| {
+            scope.spawn(|| watch(&at, &done));
+            for mine in &at {
+                let (next, done, total, said, report) = (&next, &done, &total, &said, &report);
+                scope.spawn(move || {
                     let bench = Bench::default();
                     while !done.load(Ordering::Relaxed) {
                         let number = next.fetch_add(1, Ordering::Relaxed);
+                        *mine.lock().unwrap_or_else(PoisonError::into_inner) = Some((number, Instant::now()));
                         let mut counts = Counts::default();
                         let outcome = self.workload(&self.case(number), &bench, &mut counts);
                         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
@@ -259,6 +264,24 @@ impl Campaign {
         let mut outcome = total.into_inner().unwrap_or_else(PoisonError::into_inner);
         outcome.time = begin.elapsed();
         outcome
+    }
+}
+
+/// Says which workload hangs.
+#[allow(clippy::print_stderr, reason = "nothing else comes to an end then")]
+fn watch(at: &[Mutex<Option<(u64, Instant)>>], done: &AtomicBool) {
+    let patience = Duration::from_secs(120);
+    while !done.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(50));
+        for mine in at {
+            let mut mine = mine.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((number, since)) = &mut *mine
+                && since.elapsed() > patience
+            {
+                eprintln!("workload {number} has not come to an end for {patience:?}");
+                *since = Instant::now();
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
     reason = "tests may stop at the first surprise"
 )]
 
+use qcow2_engine::Weaken;
 use qcow2_sim::calibrate::TRIALS;
 
 /// Runs the trial of one rule.
@@ -30,6 +31,9 @@ macro_rules! rules {
             let tried = [$($name),*];
             for trial in TRIALS {
                 assert!(tried.contains(&trial.name), "{} is not tried", trial.name);
+            }
+            for (name, _) in Weaken::ALL {
+                assert!(tried.contains(name), "{name} has no trial");
             }
         }
     };

@@ -139,19 +139,41 @@ fn again(mut campaign: Campaign, id: &str) -> ExitCode {
     }
 }
 
+/// What a finding is, in few words.
+fn kind(text: &str) -> String {
+    let kinds = [
+        ("neither before nor after", "a half switched disk"),
+        ("a read of", "a reader sees bytes of another place"),
+        ("says consistent", "a bitmap misses a change"),
+        ("misses sector", "a bitmap misses a change"),
+        ("has changed in sector", "a changed snapshot"),
+        ("reads as operation", "the disk reads wrong"),
+        ("the disk reads wrong", "the disk reads wrong"),
+        ("the disk has", "a resize is lost"),
+        ("foreign bytes", "a sector holds foreign bytes"),
+        ("it may hold", "a sector holds what it must not"),
+        ("poisoned", "a disk goes on that must not"),
+    ];
+    if let Some((_, rest)) = text.split_once("code: ") {
+        let code: String = rest.chars().take_while(char::is_ascii_alphanumeric).collect();
+        return format!("a check: {code}");
+    }
+    kinds
+        .iter()
+        .find(|(part, _)| text.contains(part))
+        .map_or_else(|| text.chars().take(80).collect(), |(_, kind)| (*kind).to_owned())
+}
+
 fn table(seed: u64, states: u64) -> ExitCode {
-    println!("| switched off | rule | found after | as |\n|---|---|---|---|");
+    println!("| switched off | rule | states until it is found | found as |\n|---|---|---:|---|");
     let mut missed = false;
     for trial in TRIALS {
         let outcome = trial.run(seed, states);
         let found = outcome.bad.first();
         missed |= found.is_none();
-        let what = found.map_or_else(
-            || "not found".to_owned(),
-            |bad| bad.failure.text.chars().take(120).collect(),
-        );
+        let what = found.map_or_else(|| "not found".to_owned(), |bad| kind(&bad.failure.text));
         println!(
-            "| {} | {} | {} states | {} |",
+            "| `{}` | {} | {} | {} |",
             trial.name,
             trial.rule,
             outcome.counts.all(),
