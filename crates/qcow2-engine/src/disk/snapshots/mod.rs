@@ -69,7 +69,8 @@ impl Disk {
     }
 
     /// Makes the disk what it was when the snapshot was taken: one sector switches. Durable when it returns. A read under way meanwhile finds bytes
-    /// of before, of after, or of both.
+    /// of before, of after, or of both. If it fails although the disk is the snapshot's then, what it was before takes up space until the image is
+    /// repaired.
     ///
     /// # Errors
     /// [`Error::State`] with code `NO_SNAPSHOT` or `REFCOUNT_OVERFLOW`; what forbids following the tables of the snapshot or of the disk.
@@ -79,7 +80,8 @@ impl Disk {
         image.switching(|| image.apply_snapshot(which))
     }
 
-    /// Deletes a snapshot. Durable when it returns.
+    /// Deletes a snapshot. Durable when it returns. If it fails although the snapshot is gone then, what that was takes up space until the image is
+    /// repaired.
     ///
     /// # Errors
     /// [`Error::State`] with code `NO_SNAPSHOT` or `SNAPSHOT_IN_USE`.
