@@ -131,6 +131,16 @@ impl Bed {
         }
     }
 
+    /// Whether the image was made with an option.
+    pub fn has(&self, option: &str) -> bool {
+        self.name.split([' ', ',']).any(|found| found == option)
+    }
+
+    /// Discarding does nothing: version 2 could not keep the backing file's bytes from coming to light.
+    pub fn keeps_discarded(&self) -> bool {
+        self.has("compat=0.10") && self.backing.is_some()
+    }
+
     /// The image's files in memory, fresh.
     pub fn files(&self) -> Files {
         Files {
