@@ -1,8 +1,9 @@
 //! What was loaded from a file and is kept in memory: a byte budget, each value loaded once, whoever asks.
 
+use crate::sync::{Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, OnceLock, PoisonError, TryLockError};
 
 use qcow2_format::HostOffset;
 

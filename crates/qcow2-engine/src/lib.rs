@@ -29,6 +29,7 @@ mod run;
 mod sink;
 mod status;
 pub mod storage;
+mod sync;
 mod target;
 mod ticket;
 

@@ -3,9 +3,10 @@
 //! What the tables say is what the file holds with these laid over it. A *class* says in which step of a flush a sector is written; sealing takes
 //! all of them at once, and what changes afterwards belongs to the next flush.
 
+use crate::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use qcow2_format::HostOffset;
 

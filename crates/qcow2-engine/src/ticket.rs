@@ -1,8 +1,9 @@
 //! What a read holds while it depends on where bytes stand.
 
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 /// Tickets that are held without a lock; those beyond it share one.
 const SLOTS: usize = 32;

@@ -3,9 +3,10 @@
 //! The disk is cut into regions. Each keeps the runs of those parts of it that were asked for, merged and in order, with gaps where nothing is
 //! known. An error is never kept.
 
+use crate::sync::{Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use qcow2_format::GuestOffset;
 

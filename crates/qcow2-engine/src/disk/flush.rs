@@ -1,7 +1,7 @@
 //! *seal → prepare → publish → reclaim*: how what changed becomes durable, in two barriers.
 
+use crate::sync::atomic::Ordering;
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use qcow2_format::HostOffset;

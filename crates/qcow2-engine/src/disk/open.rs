@@ -1,7 +1,8 @@
 //! Opening a disk for writing, and what comes before the first change and after the last.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use qcow2_format::features::{autoclear, compatible, incompatible};
 use qcow2_format::{Header, HostOffset, RefcountTableEntry, Snapshot};

@@ -3,8 +3,9 @@
 //! Whatever runs under the lock is a *step*: it either finishes, or says which piece of a table it misses and is run again once that is there. So a
 //! step looks at all that it needs first and changes things last.
 
+use crate::sync::MutexGuard;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use qcow2_format::entry::EntryRules;
 use qcow2_format::{Geometry, HostOffset, RefcountOrder, Table};

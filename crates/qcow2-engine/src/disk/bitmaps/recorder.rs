@@ -1,9 +1,10 @@
 //! The bitmaps of an open image, and how they follow what changes.
 
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use qcow2_format::bitmap::{AUTO, Bitmap, IN_USE};
 use qcow2_format::{BitmapsExtension, HostOffset};

@@ -12,8 +12,7 @@ mod table;
 mod tree;
 mod view;
 
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use crate::sync::atomic::Ordering;
 
 use qcow2_format::Snapshot;
 use qcow2_format::features::incompatible;
@@ -240,7 +239,7 @@ impl Image {
             }
             if self.lock().quarantine.has_durable() {
                 // Somebody reads there still.
-                std::thread::sleep(Duration::from_micros(100));
+                crate::sync::pause();
             }
         }
     }
@@ -249,7 +248,7 @@ impl Image {
     fn wait_for_readers(&self) {
         let now = self.chain.tickets().now();
         while !self.weaken.has(Weaken::NO_TICKETS) && self.chain.tickets().oldest().is_some_and(|oldest| oldest < now) {
-            std::thread::sleep(Duration::from_micros(100));
+            crate::sync::pause();
         }
     }
 
