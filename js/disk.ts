@@ -235,7 +235,7 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
     try {
       this.#refuse(true)
       const { buffer, source, offset, length, position } = writeArguments<B>(first, second, third, fourth)
-      return write(this.#handle, source, offset, length, position).then(() => ({ bytesWritten: length, buffer }))
+      return write(this.#handle, source, offset, length, position, { bytesWritten: length, buffer })
     } catch (error) {
       return Promise.reject(atEntryOf(this.write, error))
     }

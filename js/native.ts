@@ -102,27 +102,38 @@ export async function readInPool(
 }
 
 /**
- * Writes to a disk on the pool's threads. The bytes are copied before this returns.
+ * Writes to a disk on the pool's threads. The bytes are copied before this returns. What it rejects with is for {@link errorOf}.
  *
  * @param position - guest offset in bytes, to which `done` is added
  * @param done - how many bytes behind `offset` to begin
  */
-export async function writeInPool(
+export function writeInPool(
   disk: Handle,
   source: Uint8Array,
   offset: number,
   length: number,
   position: number | bigint,
   done: number,
-): Promise<void> {
+): Promise<unknown> {
   const native = start()
   const [low, high] = words(position, done)
   spend(0, length)
-  try {
-    await answer(native, ++lastCall, (native, id) => native.write(id, disk, source, offset + done, length, low, high))
-  } catch (failure) {
-    throw asError(failure)
-  }
+  const id = ++lastCall
+  // By hand, and without the functions and promises that other calls have: this is the way of every write.
+  return new Promise((resolve, reject) => {
+    openCalls.set(id, { resolve, reject })
+    try {
+      native.write(id, disk, source, offset + done, length, low, high)
+    } catch (error) {
+      openCalls.delete(id)
+      reject(error)
+    }
+  })
+}
+
+/** Makes an error of what {@link writeInPool} rejects with, in the function that waits for it: its stack is then that function's. */
+export function errorOf(failure: unknown): unknown {
+  return asError(failure)
 }
 
 /**

@@ -3,7 +3,7 @@
  */
 
 import type { Handle } from './boundary.js'
-import { call, writeInPool } from './native.js'
+import { call, errorOf, writeInPool } from './native.js'
 
 /** Larger writes are cut into such pieces, at multiples of it on the disk. */
 const LARGEST = 4 * 1024 * 1024
@@ -12,14 +12,20 @@ const LARGEST = 4 * 1024 * 1024
  * Writes bytes. They are copied before this returns.
  *
  * @param position - guest offset in bytes
+ * @param result - what it resolves to
  */
-export function write(disk: Handle, source: Uint8Array, offset: number, length: number, position: number | bigint): Promise<void> {
-  if (length <= LARGEST) return writeInPool(disk, source, offset, length, position, 0)
-  return writePieces(disk, source, offset, length, position)
+export async function write<R>(disk: Handle, source: Uint8Array, offset: number, length: number, position: number | bigint, result: R): Promise<R> {
+  try {
+    if (length <= LARGEST) await writeInPool(disk, source, offset, length, position, 0)
+    else await writePieces(disk, source, offset, length, position)
+  } catch (failure) {
+    throw errorOf(failure)
+  }
+  return result
 }
 
 async function writePieces(disk: Handle, source: Uint8Array, offset: number, length: number, position: number | bigint): Promise<void> {
-  const pieces: Promise<void>[] = []
+  const pieces: Promise<unknown>[] = []
   let next = LARGEST - Number(BigInt(position) % BigInt(LARGEST))
   for (let done = 0; done < length; done += next, next = Math.min(LARGEST, length - done)) {
     pieces.push(writeInPool(disk, source, offset, next, position, done))

@@ -1,4 +1,4 @@
-//! Memory that reads are done in, used again: new memory costs more to map and to clear than to fill.
+//! Memory that reads and writes are done in, used again: new memory costs more to map and to clear than to fill.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -6,31 +6,40 @@ use qcow2_engine::{Buffer, Error};
 
 /// What is kept at most, in bytes.
 const KEPT: usize = 8 << 20;
-/// Smaller ones are the allocator's: it is as quick.
+/// Those between are the allocator's: it is as quick.
 const SMALLEST: usize = 64 << 10;
+/// Small ones are all of this length: they come in rows, and are made on one thread and given back on another, which allocators are slow at.
+const SMALL: usize = 16 << 10;
+/// So many of them are kept.
+const SMALL_KEPT: usize = 64;
 
 static BUFFERS: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
+static SMALL_ONES: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
 
 /// `length` bytes, which hold whatever was read into them before.
 ///
 /// # Errors
 /// [`Error::Limit`]: there is no memory.
 pub(crate) fn take(length: usize) -> Result<Buffer, Error> {
-    let mut bytes = if length < SMALLEST {
-        Buffer::default()
-    } else {
-        fitting(&mut lock(), length).unwrap_or_default()
+    let mut bytes = match length {
+        0..=SMALL => small()?,
+        SMALLEST.. => fitting(&mut lock(&BUFFERS), length).unwrap_or_default(),
+        _ => Buffer::default(),
     };
     bytes.resize(length)?;
     Ok(bytes)
 }
 
-/// Keeps a buffer for the next read, if there is room.
+/// Keeps a buffer for the next request, if there is room.
 pub(crate) fn give_back(bytes: Buffer) {
     if bytes.capacity() < SMALLEST {
+        let mut kept = lock(&SMALL_ONES);
+        if bytes.capacity() >= SMALL && kept.len() < SMALL_KEPT {
+            kept.push(bytes);
+        }
         return;
     }
-    let mut kept = lock();
+    let mut kept = lock(&BUFFERS);
     let total: usize = kept.iter().map(Buffer::capacity).sum();
     if total.saturating_add(bytes.capacity()) <= KEPT {
         kept.push(bytes);
@@ -45,8 +54,20 @@ fn fitting(kept: &mut Vec<Buffer>, length: usize) -> Option<Buffer> {
     Some(kept.swap_remove(index))
 }
 
-fn lock() -> MutexGuard<'static, Vec<Buffer>> {
-    BUFFERS.lock().unwrap_or_else(PoisonError::into_inner)
+fn small() -> Result<Buffer, Error> {
+    let kept = lock(&SMALL_ONES).pop();
+    match kept {
+        Some(bytes) => Ok(bytes),
+        None => {
+            let mut bytes = Buffer::default();
+            bytes.resize(SMALL)?;
+            Ok(bytes)
+        }
+    }
+}
+
+fn lock(buffers: &'static Mutex<Vec<Buffer>>) -> MutexGuard<'static, Vec<Buffer>> {
+    buffers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -71,8 +92,15 @@ mod tests {
             large.resize(length).unwrap();
             give_back(large);
         }
-        let total: usize = lock().iter().map(Buffer::capacity).sum();
+        let total: usize = lock(&BUFFERS).iter().map(Buffer::capacity).sum();
         assert!(total <= KEPT, "{total}");
         assert!(matches!(take(usize::MAX), Err(Error::Limit { .. })));
+        let place = small.as_ptr();
+        give_back(small);
+        let again = take(16 << 10).unwrap();
+        assert_eq!((again.as_ptr(), again.len()), (place, 16 << 10));
+        let many: Vec<_> = (0..SMALL_KEPT * 2).map(|_| take(1).unwrap()).collect();
+        many.into_iter().for_each(give_back);
+        assert_eq!(lock(&SMALL_ONES).len(), SMALL_KEPT);
     }
 }
