@@ -193,12 +193,20 @@ impl Campaign {
             choice: None,
             text,
         })?;
+        self.sweep(case, &trace, bench, counts)
+    }
+
+    /// Cuts power at every place of a workload that was carried out.
+    ///
+    /// # Errors
+    /// The first bad state.
+    pub fn sweep(&self, case: &Case, trace: &Trace, bench: &Bench, counts: &mut Counts) -> Result<(), Failure> {
         counts.faults += trace.errors;
         let mut effort = self.effort;
         if case.fault.is_some() {
             effort.most = effort.most.min(120);
         }
-        let mut sweep = Sweep::new(&trace, effort, bench, counts, case.seed, case.fault.is_some());
+        let mut sweep = Sweep::new(trace, effort, bench, counts, case.seed, case.fault.is_some());
         let every = self.qemu;
         sweep.run(&mut |hash, files| {
             if every == 0 || !mix(hash ^ 0x51).is_multiple_of(every) {

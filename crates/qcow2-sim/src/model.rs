@@ -179,6 +179,8 @@ pub struct Oracle<'a> {
     recent: [(u64, u64); 2],
     /// Something has changed the whole mapping, or bitmaps.
     unbounded: bool,
+    /// An operation that changes everything has failed on the way.
+    pub broken: bool,
 }
 
 impl<'a> Oracle<'a> {
@@ -194,6 +196,7 @@ impl<'a> Oracle<'a> {
             running: Vec::new(),
             recent: [(0, 0); 2],
             unbounded: false,
+            broken: false,
         }
     }
 
@@ -285,6 +288,7 @@ impl<'a> Oracle<'a> {
                 self.version += 1;
             }
             Effect::Switch(_) if outcome == Outcome::Refused => self.instead = None,
+            Effect::Switch(_) => self.broken = true,
             _ => {}
         }
     }

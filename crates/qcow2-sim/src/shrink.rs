@@ -82,11 +82,12 @@ fn pending(trace: &Trace, at: usize) -> Vec<u32> {
     cut.ids()
 }
 
-fn describe(trace: &Trace, failure: &Failure, text: &mut String) {
+/// The log around a bad state.
+pub fn describe(trace: &Trace, failure: &Failure, text: &mut String) {
     let pending = pending(trace, failure.at);
     let _ = writeln!(text, "pending: {pending:?}");
-    let from = trace.events.len().min(failure.at).saturating_sub(60);
-    for (at, event) in trace.events.iter().enumerate().skip(from).take(70) {
+    let from = trace.events.len().min(failure.at).saturating_sub(80);
+    for (at, event) in trace.events.iter().enumerate().skip(from).take(90) {
         let here = if at == failure.at { "==> " } else { "    " };
         let _ = match event {
             Event::Begin {

@@ -319,10 +319,11 @@ impl<'a> Sweep<'a> {
         'a: 'b,
     {
         let steps = &self.trace.steps;
-        let switching = oracle
-            .running
-            .iter()
-            .any(|op| matches!(steps[*op as usize].effect, Effect::Switch(_)));
+        let switching = oracle.broken
+            || oracle
+                .running
+                .iter()
+                .any(|op| matches!(steps[*op as usize].effect, Effect::Switch(_)));
         Case {
             shape: self.trace.shape,
             begin: &self.trace.begin,

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let mut calibrate = false;
     let mut replay = None;
+    let mut tries = 1;
     while let Some(word) = words.next() {
         if word == "--calibrate" {
             calibrate = true;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             ("--faulty", Ok(number)) => campaign.faulty = number,
             ("--qemu", Ok(number)) => campaign.qemu = number,
             ("--bad", Ok(number)) => campaign.most_bad = usize::try_from(number).unwrap_or(1),
+            ("--tries", Ok(number)) => tries = number,
             ("--shape", _) => campaign.shape = Some(value),
             ("--without", _) => campaign.without = Some(value),
             ("--focus", _) => match focus(&value) {
@@ -51,14 +53,14 @@ fn main() -> ExitCode {
         return table(campaign.seed, campaign.states.min(200_000));
     }
     if let Some(id) = replay {
-        return again(campaign, &id);
+        return again(campaign, &id, tries);
     }
     soak(&campaign)
 }
 
 fn usage(word: &str) -> ExitCode {
     println!(
-        "soak: what is {word}? --states N, --seed S, --minutes M, --workers N, --faulty N, --qemu N, --bad N, --shape NAME, --focus KIND, --replay SEED:WORKLOAD, --calibrate"
+        "soak: what is {word}? --states N, --seed S, --minutes M, --workers N, --faulty N, --qemu N, --bad N, --shape NAME, --focus KIND, --replay SEED:WORKLOAD, --tries N, --calibrate"
     );
     ExitCode::from(2)
 }
@@ -120,23 +122,39 @@ fn line(counts: &Counts, time: Duration) -> String {
     )
 }
 
-fn again(mut campaign: Campaign, id: &str) -> ExitCode {
+fn again(mut campaign: Campaign, id: &str, tries: u64) -> ExitCode {
     let mut parts = id.split(':').map(str::parse::<u64>);
     let (Some(Ok(seed)), Some(Ok(number))) = (parts.next(), parts.next()) else {
         return usage(id);
     };
     campaign.seed = seed;
     let bench = Bench::default();
-    match campaign.workload(&campaign.case(number), &bench, &mut Counts::default()) {
-        Ok(()) => {
-            println!("nothing is wrong with it");
-            ExitCode::SUCCESS
-        }
-        Err(failure) => {
-            println!("{}", shrink::report(&campaign, &Bad { number, failure }));
-            ExitCode::FAILURE
-        }
+    let case = campaign.case(number);
+    // Threads go another way every time.
+    for _ in 0..tries {
+        let trace = match campaign.trace(&case) {
+            Ok(trace) => trace,
+            Err(text) => {
+                println!("{text}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let Err(failure) = campaign.sweep(&case, &trace, &bench, &mut Counts::default()) else {
+            continue;
+        };
+        let mut text = format!(
+            "shape {:?}\nfault {:?}\nat {} {:?}: {}\n",
+            trace.shape, case.fault, failure.at, failure.choice, failure.text
+        );
+        shrink::describe(&trace, &failure, &mut text);
+        println!(
+            "{text}\nmade smaller:\n{}",
+            shrink::report(&campaign, &Bad { number, failure })
+        );
+        return ExitCode::FAILURE;
     }
+    println!("nothing is wrong with it");
+    ExitCode::SUCCESS
 }
 
 /// What a finding is, in few words.
