@@ -9,6 +9,7 @@ use qcow2_engine::Weaken;
 use crate::cut::Choice;
 use crate::driver::{Conditions, Trace, run};
 use crate::faults::{Fault, Faults};
+use crate::log::Event;
 use crate::plan::{Focus, Op, Plan, random};
 use crate::qemu;
 use crate::random::{Random, mix};
@@ -204,7 +205,11 @@ impl Campaign {
         counts.faults += trace.errors;
         let mut effort = self.effort;
         if case.fault.is_some() {
-            effort.most = effort.most.min(120);
+            // From a little before the first failure on; what comes before is as in any workload.
+            let failed = |event: &Event| matches!(event, Event::OpEnd(_, crate::log::Outcome::Failed));
+            let first = trace.events.iter().position(failed).unwrap_or(trace.events.len());
+            effort.last = effort.last.min(trace.events.len() - first + 30);
+            effort.most = effort.most.min(160);
         }
         let mut sweep = Sweep::new(trace, effort, bench, counts, case.seed, case.fault.is_some());
         let every = self.qemu;

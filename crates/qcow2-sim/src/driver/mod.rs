@@ -1,6 +1,7 @@
 //! Carries a workload out, and notes what every operation has promised.
 
 mod amid;
+mod failed;
 mod ranges;
 mod whole;
 
@@ -96,6 +97,8 @@ struct Shared {
     touched: Vec<(u32, u32)>,
     /// Sectors that an operation which failed may have written, and that could not be read since.
     unknown: Vec<(u32, u32)>,
+    /// The last operation that changes everything, if it has failed.
+    failed_switch: Option<u32>,
     wrong: Option<String>,
     errors: u64,
     missing: u64,
@@ -143,6 +146,7 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
             versions: HashMap::new(),
             touched: Vec::new(),
             unknown: Vec::new(),
+            failed_switch: None,
             wrong: None,
             errors: 0,
             missing: 0,
@@ -243,6 +247,7 @@ impl Driver {
         text: String,
         call: impl FnOnce() -> Result<T, Error>,
     ) -> (u32, Option<T>) {
+        let switch = matches!(effect, Effect::Switch(_));
         let op = self.note(effect, bitmap, text.clone());
         self.log.mark(Event::OpBegin(op));
         let outcome = call();
@@ -255,6 +260,9 @@ impl Driver {
         match outcome {
             Ok(value) => (op, Some(value)),
             Err(error) => {
+                if switch && end == Outcome::Failed {
+                    self.shared().failed_switch = Some(op);
+                }
                 self.failed(&text, &error);
                 (op, None)
             }
