@@ -101,15 +101,19 @@ impl Image {
         let raw = self.lock().raw_data_file();
         let prepared = prepared.and_then(|()| if raw { self.zero_raw(old, new - old) } else { Ok(()) });
         let prepared = prepared.and_then(|()| self.flush_with(false));
-        if let Err(error) = prepared {
-            // What was set aside is given back; the size is still the old one.
+        let grown = prepared.and_then(|()| {
+            self.bitmaps.resize(new);
+            self.lock().header.newest.size = new;
+            self.flush_with(false)
+        });
+        if let Err(error) = grown {
+            // What was set aside is given back; the size stays the old one, and no later flush may write the new one.
+            self.lock().header.newest.size = old;
+            self.bitmaps.resize(old);
             let end = new.next_multiple_of(size);
             let _ = self.zero_clusters(old.next_multiple_of(size), end, end, Zeroing::Drop);
             return Err(error);
         }
-        self.bitmaps.resize(new);
-        self.lock().header.newest.size = new;
-        self.flush_with(false)?;
         self.set_size(new);
         Ok(())
     }
