@@ -131,9 +131,12 @@ impl State {
     /// Takes exactly `count` free clusters that lie next to each other.
     pub(super) fn allocate_row(&mut self, count: u64) -> Step<Clusters> {
         let mut from = self.hint;
+        // A block that describes itself lies in its own range, and would part every row of that length.
+        let parted = count >= self.block_entries();
         loop {
             let first = match self.next_free(from)? {
                 Found::Free(cluster) => cluster,
+                Found::Uncovered(cluster) if parted => return self.row_behind(cluster, count),
                 Found::Uncovered(cluster) => {
                     self.grow(cluster)?;
                     from = cluster;
@@ -143,6 +146,9 @@ impl State {
             let mut there = 1;
             while there < count {
                 if self.block(first + there).is_none() {
+                    if parted {
+                        return self.row_behind(first + there, count);
+                    }
                     self.grow(first + there)?;
                 }
                 if self.refcount(first + there)? != 0 {
@@ -151,10 +157,20 @@ impl State {
                 there += 1;
             }
             if there >= count {
+                self.touch_refcounts(Clusters { first, count })?;
                 return self.take(Clusters { first, count });
             }
             from = first + there;
         }
+    }
+
+    /// Takes `count` clusters behind everything that is covered, with all the refcount blocks that they need before them: a new refcount table names
+    /// these at once.
+    fn row_behind(&mut self, uncovered: u64, count: u64) -> Step<Clusters> {
+        let last = self.refcount_table.iter().rposition(|&block| block != 0);
+        let covered = last.map_or(0, |last| (last as u64 + 1).saturating_mul(self.block_entries()));
+        let first = self.grow_table(uncovered.max(covered), count)?;
+        self.take(Clusters { first, count })
     }
 
     fn take(&mut self, clusters: Clusters) -> Step<Clusters> {
@@ -221,7 +237,8 @@ impl State {
             self.new_block(index, offset, &[cluster])?;
             return Ok(());
         }
-        self.grow_table(cluster)
+        self.grow_table(cluster, 0)?;
+        Ok(())
     }
 
     fn new_block(&mut self, index: usize, offset: u64, used: &[u64]) -> Step<()> {
@@ -259,18 +276,19 @@ impl State {
         self.overlay.put(table + first as u64 * 8, class, &sector);
     }
 
-    /// A larger refcount table behind everything that is covered: `cluster` is the first that is not, and no block can be named for it. First the
-    /// new blocks, then the table, in clusters that describe themselves.
-    fn grow_table(&mut self, cluster: u64) -> Step<()> {
+    /// A new refcount table behind everything that is covered: `cluster` is the first that is not. First the new blocks, then the table, in clusters
+    /// that describe themselves, then `behind` clusters that are covered too. Returns the first of these.
+    fn grow_table(&mut self, cluster: u64, behind: u64) -> Step<u64> {
         let (entries, size) = (self.block_entries(), self.cluster_size());
         let first_block = cluster / entries;
         let (mut blocks, mut table) = (1, 1);
         loop {
-            let end = cluster + blocks + table;
+            let end = cluster.saturating_add(behind) + blocks + table;
             let needed_blocks = end.div_ceil(entries) - first_block;
             // Half as much again, so that it does not happen often.
             let wanted = first_block + needed_blocks;
-            let needed_table = (wanted + wanted / 2 + 1).saturating_mul(8).div_ceil(size);
+            let wanted = (wanted + wanted / 2 + 1).max(self.refcount_table.len() as u64);
+            let needed_table = wanted.saturating_mul(8).div_ceil(size);
             if needed_blocks <= blocks && needed_table <= table {
                 break;
             }
@@ -284,7 +302,7 @@ impl State {
                 wanted: bytes,
             }));
         }
-        self.check_offset(self.offset_of(cluster + blocks + table))?;
+        self.check_offset(self.offset_of(cluster + blocks + table + behind))?;
         let old = (
             self.header.newest.refcount_table.0,
             self.refcount_table.len() as u64 * 8 / size,
@@ -310,7 +328,7 @@ impl State {
         self.guard.remove(first, old.1);
         self.overlay.forget(old.0, old.1 * size);
         self.unlink(Clusters { first, count: old.1 }, false);
-        Ok(())
+        Ok(cluster + blocks + table)
     }
 
     fn check_offset(&self, offset: u64) -> Step<()> {
