@@ -85,6 +85,8 @@ pub enum Error {
         permission: &'static str,
         /// Somebody uses it, which this use does not share (`shared "write"` in QEMU's words); otherwise somebody forbids it.
         shared: bool,
+        /// Who does, if the system tells: name and id of the process, or `this process`.
+        holder: Option<String>,
     },
     /// A bound of the caller's options, or of this library, is reached.
     Limit {
@@ -210,11 +212,17 @@ impl Error {
             }
             Self::Decompress { guest, .. } => vec![("guest", guest.0.to_string())],
             Self::Encrypted { method, .. } => vec![("method", (*method).to_owned())],
-            Self::Locked { permission, shared, .. } => {
+            Self::Locked {
+                permission,
+                shared,
+                holder,
+                ..
+            } => {
                 let byte = crate::lock::byte_of(permission, *shared);
                 let byte = byte.map(|byte| ("byte", byte.to_string()));
                 let mut details = vec![("permission", (*permission).to_owned()), ("shared", shared.to_string())];
                 details.extend(byte);
+                details.extend(holder.clone().map(|holder| ("holder", holder)));
                 details
             }
             Self::Limit { limit, allowed, wanted } => vec![
@@ -270,12 +278,18 @@ impl std::fmt::Display for Error {
             Self::Encrypted { method, .. } => {
                 write!(f, "the image is encrypted ({method}), which this version does not read")
             }
-            Self::Locked { permission, shared, .. } => {
+            Self::Locked {
+                permission,
+                shared,
+                holder,
+                ..
+            } => {
                 let shared = if *shared { "shared " } else { "" };
-                write!(
-                    f,
-                    "failed to get {shared}\"{permission}\" lock: is another process using the image?"
-                )
+                write!(f, "failed to get {shared}\"{permission}\" lock: ")?;
+                match holder {
+                    Some(holder) => write!(f, "{holder} uses the image"),
+                    None => write!(f, "is another process using the image?"),
+                }
             }
             Self::Limit { limit, allowed, wanted } => {
                 write!(f, "{limit} is {allowed}, but {wanted} would be needed")

@@ -14,6 +14,8 @@ pub fn layer_options(writable: bool) -> LayerOptions {
     LayerOptions {
         writable,
         locking: Locking::Off,
+        // Snapshots are looked at while the disk is open.
+        force_share: !writable,
         ..LayerOptions::default()
     }
 }

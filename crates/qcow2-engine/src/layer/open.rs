@@ -159,6 +159,12 @@ impl OpenFile<'_> {
 }
 
 fn lock(storage: &Arc<dyn Storage>, options: &LayerOptions) -> Result<(Vec<ImageLock>, Vec<Notice>)> {
+    if options.writable && options.force_share {
+        return Err(Error::Invalid {
+            argument: "forceShare",
+            reason: "what is written is not shared with others who write".to_owned(),
+        });
+    }
     let (lock, notice) = ImageLock::acquire(storage.clone(), options.lock_mode(), options.locking)?;
     let mut notices = Vec::from_iter(notice);
     if options.force_share {
