@@ -269,7 +269,12 @@ fn judge_file(image: &Image, bytes: Vec<u8>, version2: bool, what: &str) {
     let disk = open(memory.clone()).unwrap();
     let names = snapshots(&disk);
     let view = |snapshot: Option<&str>| {
-        let layer = Layer::open_qcow2(memory.clone(), &LayerOptions::default()).unwrap();
+        // The disk is open for writing meanwhile.
+        let options = LayerOptions {
+            force_share: true,
+            ..LayerOptions::default()
+        };
+        let layer = Layer::open_qcow2(memory.clone(), &options).unwrap();
         let snapshot = snapshot.map(str::to_owned);
         Chain::new(
             vec![layer],
