@@ -85,7 +85,7 @@ pub enum Error {
         permission: &'static str,
         /// Somebody uses it, which this use does not share (`shared "write"` in QEMU's words); otherwise somebody forbids it.
         shared: bool,
-        /// Who does, if the system tells: name and id of the process, or `this process`.
+        /// `this process`, if it is another use here; the system does not tell of others.
         holder: Option<String>,
     },
     /// A bound of the caller's options, or of this library, is reached.

@@ -102,10 +102,6 @@ impl Holder {
         }
         Err(said(&mut child))
     }
-
-    fn id(&self) -> u32 {
-        self.0.id()
-    }
 }
 
 fn said(child: &mut Child) -> String {
@@ -162,7 +158,7 @@ fn facts(error: &Error) -> (String, String, String) {
 }
 
 #[test]
-fn who_holds_an_image_keeps_a_writer_out_and_is_named() {
+fn who_holds_an_image_keeps_a_writer_out() {
     let folder = Folder::new();
     for (format, words, name) in images(&folder) {
         for kind in Kind::ALL {

@@ -7,9 +7,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use super::{
-    CONSISTENT_READ, FORBIDS, ImageLock, LockMode, Locking, Notice, Result, USES, holder, locked, permissions,
-};
+use super::{CONSISTENT_READ, FORBIDS, ImageLock, LockMode, Locking, Notice, Result, USES, locked, permissions};
 use crate::error::Error;
 
 pub(super) fn acquire(lock: &mut ImageLock, mode: LockMode, locking: Locking) -> Result<Option<Notice>> {
@@ -19,15 +17,9 @@ pub(super) fn acquire(lock: &mut ImageLock, mode: LockMode, locking: Locking) ->
     let outcome = announce(file, &mut lock.bytes, uses, forbids).and_then(|()| conflict(file, uses, forbids));
     match outcome {
         Ok(None) => Ok(None),
-        Ok(Some((permission, shared))) => {
-            let byte = permission + if shared { USES } else { FORBIDS };
-            Err(locked(&*storage, permission, shared, holder::of(file, byte)))
-        }
+        Ok(Some((permission, shared))) => Err(locked(&*storage, permission, shared, None)),
         // Somebody holds one of the bytes for itself alone, which QEMU never does.
-        Err(Errno::EAGAIN | Errno::EACCES) => {
-            let holder = holder::of(file, USES + CONSISTENT_READ);
-            Err(locked(&*storage, CONSISTENT_READ, false, holder))
-        }
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(locked(&*storage, CONSISTENT_READ, false, None)),
         Err(Errno::ENOLCK | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) if locking == Locking::Auto => {
             release(lock);
             Ok(Some(Notice::new(

@@ -11,8 +11,6 @@
 #[cfg(not(target_os = "linux"))]
 mod elsewhere;
 #[cfg(target_os = "linux")]
-mod holder;
-#[cfg(target_os = "linux")]
 mod linux;
 mod registry;
 
