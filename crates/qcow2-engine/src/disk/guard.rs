@@ -42,9 +42,21 @@ impl Guard {
         }
     }
 
+    /// Adds a row of clusters. What other rows have already is theirs: rows do not overlap, though a hostile image's structures may.
     pub(super) fn add(&mut self, first: u64, count: u64) {
-        let row = self.rows.entry(first).or_default();
-        *row = count.max(*row);
+        let end = first.saturating_add(count);
+        let before = self.rows.range(..first).next_back();
+        let mut from = before.map_or(first, |(row, clusters)| first.max(row.saturating_add(*clusters)));
+        let within: Vec<(u64, u64)> = self.rows.range(first..end.max(first)).map(|(&a, &b)| (a, b)).collect();
+        for (row, clusters) in within {
+            if from < row {
+                self.rows.insert(from, row - from);
+            }
+            from = from.max(row.saturating_add(clusters));
+        }
+        if from < end {
+            self.rows.insert(from, end - from);
+        }
     }
 
     pub(super) fn add_block(&mut self, offset: u64, geometry: Geometry) {
@@ -77,5 +89,43 @@ impl Guard {
 
     pub(super) fn is_refcount_block(&self, offset: u64) -> bool {
         self.blocks.contains(&offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An image whose snapshot table lay within the clusters of its L1 table got what lies behind the snapshot table written over: only the nearest
+    /// row below a cluster was asked.
+    #[test]
+    fn a_row_within_another_hides_nothing_of_it() {
+        let rows = [
+            (10, 20),
+            (15, 2),
+            (5, 8),
+            (28, 6),
+            (40, 0),
+            (50, 1),
+            (45, 10),
+            (12, 30),
+            (15, 2),
+        ];
+        let mut guard = Guard::default();
+        let mut model = HashSet::new();
+        for (first, count) in rows {
+            guard.add(first, count);
+            model.extend(first..first + count);
+            for cluster in 0..70 {
+                assert_eq!(
+                    guard.has(cluster),
+                    model.contains(&cluster),
+                    "{cluster} after {first}+{count}"
+                );
+                assert_eq!(guard.row_overlaps(cluster, 1), model.contains(&cluster), "{cluster}");
+            }
+        }
+        guard.add(u64::MAX - 1, 5);
+        assert!(guard.has(u64::MAX - 1) && !guard.has(u64::MAX - 2));
     }
 }
