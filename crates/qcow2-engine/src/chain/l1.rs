@@ -14,6 +14,11 @@ impl L1Entries {
         Self(entries.map(|entry| AtomicU64::new(entry.0)).collect())
     }
 
+    /// Whether these are the same places, whatever stands there now.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> u64 {
         self.0.len() as u64

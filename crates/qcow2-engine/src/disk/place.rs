@@ -152,7 +152,7 @@ impl State {
         if !entry.copied() || self.refcount(cluster)? != 1 {
             return Ok(false);
         }
-        if self.guard.has(cluster) {
+        if self.guard.has(cluster) || self.is_active_l2(host.0) {
             return Err(self.corrupt(cluster, "a guest cluster lies on the image's own tables"));
         }
         Ok(true)

@@ -128,6 +128,20 @@ impl State {
         Ok(taken)
     }
 
+    /// The cluster that [`State::allocate`] would take next.
+    pub(super) fn free_cluster(&mut self) -> Step<u64> {
+        let mut from = self.hint;
+        loop {
+            match self.next_free(from)? {
+                Found::Free(cluster) => return Ok(cluster),
+                Found::Uncovered(cluster) => {
+                    self.grow(cluster)?;
+                    from = cluster;
+                }
+            }
+        }
+    }
+
     /// Takes exactly `count` free clusters that lie next to each other.
     pub(super) fn allocate_row(&mut self, count: u64) -> Step<Clusters> {
         let mut from = self.hint;
@@ -175,12 +189,13 @@ impl State {
 
     fn take(&mut self, clusters: Clusters) -> Step<Clusters> {
         for cluster in clusters.first..clusters.first + clusters.count {
-            if self.guard.has(cluster) {
+            if self.guard.has(cluster) || self.is_active_l2(self.offset_of(cluster)) {
                 return Err(self.corrupt(cluster, "a cluster of the image's own tables has refcount 0"));
             }
         }
         for cluster in clusters.first..clusters.first + clusters.count {
             self.set_refcount(cluster, 1)?;
+            self.reserved.remove(&self.offset_of(cluster));
         }
         Ok(clusters)
     }
@@ -234,6 +249,7 @@ impl State {
         if self.refcount_table.get(index).is_some() {
             let offset = self.offset_of(cluster);
             self.check_offset(offset)?;
+            self.reserve_table(offset)?;
             self.new_block(index, offset, &[cluster])?;
             return Ok(());
         }

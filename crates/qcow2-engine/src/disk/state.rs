@@ -14,7 +14,7 @@ use super::Image;
 use super::guard::Guard;
 use super::header::HeaderFields;
 use super::reclaim::Quarantine;
-use crate::chain::l1::L1Table;
+use crate::chain::l1::{L1Entries, L1Table};
 use crate::error::{Error, Result};
 use crate::overlay::{Class, Overlay, SECTOR};
 
@@ -26,6 +26,8 @@ pub(super) const PIECE: u64 = 4096;
 pub(super) enum Stop {
     /// It needs the table piece at this place.
     Load(u64),
+    /// The cluster at this place is going to be a table: the file has to have space for it first.
+    Reserve(u64),
     /// Somebody else has what it needs: again after the next change.
     Wait,
     /// It cannot be done.
@@ -65,8 +67,12 @@ pub(super) struct State {
     pub(super) snapshot_table: (u64, u64),
     /// Snapshots, by their ids, that somebody reads for as long as this lives.
     pub(super) views: Vec<(Vec<u8>, Weak<L1Table>)>,
+    /// Places of the active L2 tables, and the L1 table that they were taken from.
+    pub(super) l2_tables: Option<(L1Entries, HashSet<u64>)>,
     tables: Tables,
     loading: HashSet<u64>,
+    /// Free clusters that the file has space for.
+    pub(super) reserved: HashSet<u64>,
     /// A test wants the order of refcounts and pointers broken.
     refcounts_late: bool,
     /// What the readers know is patched with every change.
@@ -115,6 +121,7 @@ impl State {
             snapshots,
             snapshot_table,
             views: Vec::new(),
+            l2_tables: None,
             tables: Tables {
                 pieces: HashMap::new(),
                 clock: VecDeque::new(),
@@ -123,6 +130,7 @@ impl State {
                 budget: table_bytes.max(64 * PIECE).max(geometry.cluster_size() * 8),
             },
             loading: HashSet::new(),
+            reserved: HashSet::new(),
             refcounts_late,
             chain,
         }
@@ -210,9 +218,19 @@ impl State {
         }
     }
 
+    /// Makes sure that the file has space for a table at `offset`, a free cluster: on a full disk a table that has no place would keep everything
+    /// from being flushed that was written before it.
+    pub(super) fn reserve_table(&mut self, offset: u64) -> Step<()> {
+        if self.reserved.contains(&offset) {
+            return Ok(());
+        }
+        Err(Stop::Reserve(offset))
+    }
+
     /// A new table at `offset`, a whole cluster that nothing names yet, with `contents`.
     pub(super) fn new_table(&mut self, offset: u64, class: Class, contents: &[u8]) {
         self.fresh.insert(offset, class);
+        self.reserved.remove(&offset);
         let size = to_len(self.piece_size());
         for (index, piece) in contents.chunks(size).enumerate() {
             let at = offset + (index * size) as u64;
@@ -299,6 +317,22 @@ impl Image {
                 Ok(value) => return Ok(value),
                 Err(Stop::Fail(error)) => return Err(error),
                 Err(Stop::Wait) => self.wait(state),
+                Err(Stop::Reserve(at)) => {
+                    drop(state);
+                    let size = self.geometry.cluster_size();
+                    // Nobody's bytes change by that, whoever takes the cluster meanwhile.
+                    self.storage
+                        .allocate(HostOffset(at), size)
+                        .map_err(Error::io("allocate", &*self.storage))?;
+                    self.wrote(false);
+                    let mut state = self.lock();
+                    // A few at a time: what is not used at once is asked for again.
+                    if state.reserved.len() >= 64 {
+                        state.reserved.clear();
+                    }
+                    state.reserved.insert(at);
+                    state
+                }
                 Err(Stop::Load(at)) if state.loading.contains(&at) => self.wait(state),
                 Err(Stop::Load(at)) => {
                     state.loading.insert(at);

@@ -34,11 +34,17 @@ impl State {
             if self.guard.has(cluster) {
                 return Err(self.corrupt(cluster, "an L2 table lies on the image's other tables"));
             }
-            if self.l1.entries().get(l1_index).copied() && self.refcount(cluster)? == 1 {
+            let count = self.refcount(cluster)?;
+            if count == 0 {
+                return Err(self.corrupt(cluster, "an L2 table has refcount 0"));
+            }
+            if count == 1 && self.l1.entries().get(l1_index).copied() {
                 return Ok(table);
             }
             self.touch(table, size)?;
         }
+        let new = self.free_cluster()?;
+        self.reserve_table(self.offset_of(new))?;
         let new = self.allocate(1)?;
         let offset = self.offset_of(new.first);
         let mut contents = Vec::with_capacity(self.geometry.cluster_len());
@@ -60,6 +66,14 @@ impl State {
     /// Sets an entry of the active L1 table.
     pub(super) fn set_l1(&mut self, index: u64, entry: L1Entry) {
         let entries = self.l1.entries();
+        if let Some((known, tables)) = &mut self.l2_tables
+            && known.same(&entries)
+        {
+            if let Some(old) = entries.get(index).l2_offset() {
+                tables.remove(&old.0);
+            }
+            tables.extend(entry.l2_offset().map(|offset| offset.0));
+        }
         entries.set(index, entry);
         let first = index / 64 * 64;
         let mut sector = [0; 512];
@@ -69,6 +83,18 @@ impl State {
         let table = self.header.newest.l1.0;
         let class = self.fresh.get(&table).copied().unwrap_or(Class::Publish);
         self.overlay.put(table + first * 8, class, &sector);
+    }
+
+    /// Whether an active L2 table stands at `offset`: nothing else may be written there.
+    pub(super) fn is_active_l2(&mut self, offset: u64) -> bool {
+        let entries = self.l1.entries();
+        if self.l2_tables.as_ref().is_none_or(|(known, _)| !known.same(&entries)) {
+            let tables = entries.iter().filter_map(L1Entry::l2_offset).map(|offset| offset.0);
+            self.l2_tables = Some((entries.clone(), tables.collect()));
+        }
+        self.l2_tables
+            .as_ref()
+            .is_some_and(|(_, tables)| tables.contains(&offset))
     }
 
     /// Place of an L2 entry.
