@@ -29,15 +29,20 @@ impl Driver {
             for list in lists {
                 scope.spawn(move || list.iter().for_each(|op| this.simple(op)));
             }
-            next.and_then(|(snapshots, effect, new)| {
+            next.map(|(snapshots, effect, new)| {
                 std::thread::yield_now();
-                this.create_snapshot(effect, new, &snapshots).then_some(snapshots)
+                (this.create_snapshot(effect, new, &snapshots), snapshots)
             })
         });
-        let Some(snapshots) = made else {
-            // After a failure nobody knows whether there is one.
-            self.stop |= self.faulty;
-            return;
+        let snapshots = match made {
+            None => return,
+            Some((true, snapshots)) => snapshots,
+            Some((false, snapshots)) => {
+                // After a failure nobody knows whether there is one, and what it holds.
+                self.correct(first_step, &snapshots, Vec::new());
+                self.stop |= self.faulty;
+                return;
+            }
         };
         match self.taken(&snapshots, &before) {
             Some(contents) => {
