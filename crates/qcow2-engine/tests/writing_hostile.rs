@@ -117,7 +117,8 @@ impl Storage for Small {
 
     fn punch(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
         let mut blocks = self.blocks.lock().unwrap();
-        (offset.0.div_ceil(4096)..(offset.0 + length) / 4096).for_each(|at| drop(blocks.remove(&at)));
+        let holes = offset.0.div_ceil(4096)..(offset.0 + length) / 4096;
+        blocks.retain(|at| !holes.contains(at));
         self.inner.punch(offset, length)
     }
 }

@@ -39,8 +39,6 @@ pub struct Trace {
     pub errors: u64,
     /// The shape.
     pub shape: &'static Shape,
-    /// Operations that the engine does not have.
-    pub missing: u64,
 }
 
 /// How a workload is carried out.
@@ -56,7 +54,6 @@ pub struct Conditions {
 
 /// Refusals that are right: nothing was changed.
 const REFUSALS: &[&str] = &[
-    "NOT_YET",
     "SHRINK",
     "RESIZE_SNAPSHOTS",
     "BITMAP",
@@ -101,7 +98,6 @@ struct Shared {
     failed_switch: Option<u32>,
     wrong: Option<String>,
     errors: u64,
-    missing: u64,
 }
 
 /// Carries `plan` out.
@@ -149,7 +145,6 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
             failed_switch: None,
             wrong: None,
             errors: 0,
-            missing: 0,
         }),
         begin,
         tags: AtomicU32::new(1),
@@ -199,7 +194,6 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
         calls: faults.calls(),
         errors: shared.errors,
         shape,
-        missing: shared.missing,
     })
 }
 
@@ -273,7 +267,6 @@ impl Driver {
         if let Error::State { code, .. } = error
             && REFUSALS.contains(code)
         {
-            self.shared().missing += u64::from(*code == "NOT_YET");
             return;
         }
         self.shared().errors += 1;
