@@ -82,9 +82,11 @@ fn read(disk: &Disk, offset: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// The disk that was closed still holds its place among the writers of this process.
 fn assert_sound(storage: Arc<dyn Storage>) {
     let options = LayerOptions {
         locking: Locking::Off,
+        force_share: true,
         ..LayerOptions::default()
     };
     let layer = Layer::open_qcow2(storage, &options).unwrap();

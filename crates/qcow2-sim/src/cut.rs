@@ -190,6 +190,10 @@ impl Cut {
                 base.resize(*length as usize, 0);
                 *total = hash(pending.file, base);
             }
+            Change::Grow(length) => {
+                base.resize(base.len().max(*length as usize), 0);
+                *total = hash(pending.file, base);
+            }
         }
         if pending.file == IMAGE {
             self.note_written(&pending.change);
@@ -336,6 +340,11 @@ fn apply(pending: &Pending, choice: Choice, scratch: &Scratch, random: &mut Rand
             scratch.truncate(*length as usize);
             *total = total.wrapping_add(mix(*length ^ 0x5E7));
         }
+        Change::Grow(length) if (*length as usize) > scratch.len() => {
+            scratch.truncate(*length as usize);
+            *total = total.wrapping_add(mix(*length ^ 0x5E8));
+        }
+        Change::Grow(_) => {}
     }
 }
 

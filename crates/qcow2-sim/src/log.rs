@@ -31,6 +31,8 @@ pub enum Change {
     },
     /// The file has this length.
     SetLength(u64),
+    /// The file has at least this length: space is set aside, and nothing is ever cut off by that, however late it comes.
+    Grow(u64),
 }
 
 /// One entry of a log.

@@ -187,9 +187,16 @@ impl Storage for SimStorage {
 
     fn allocate(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
         let end = offset.0.saturating_add(length);
-        if end > self.length()? {
-            self.set_length(end)?;
+        let new = place(HostOffset(end))?;
+        match self.faults.ask(Call::Write) {
+            Answer::Fail | Answer::Part => return Err(failed()),
+            Answer::FailToGrow if end > self.length()? => {
+                self.faults.note();
+                return Err(full());
+            }
+            _ => {}
         }
+        self.change(Change::Grow(end), |bytes| bytes.resize(bytes.len().max(new), 0));
         Ok(true)
     }
 }

@@ -5,7 +5,7 @@
 //! flush ── seal (what changed) ── prepare: contents ── barrier ── publish: pointers ── barrier ── reclaim what was unlinked
 //! ```
 //!
-//! What tables say lives in [`State`](state::State); what of that is newer than the file in an [`Overlay`].
+//! What tables say lives in [`State`]; what of that is newer than the file in an [`Overlay`].
 
 mod bitmaps;
 mod flush;

@@ -105,7 +105,7 @@ impl ImageLock {
     /// has no such locks.
     ///
     /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) if somebody else's use and this one exclude each other, [`Error::Io`](crate::Error::Io) if
+    /// [`Error::Locked`] if somebody else's use and this one exclude each other, [`Error::Io`] if
     /// locks cannot be had with [`Locking::On`].
     pub fn acquire(storage: Arc<dyn Storage>, mode: LockMode, locking: Locking) -> Result<(Self, Option<Notice>)> {
         let mut lock = Self {

@@ -68,8 +68,8 @@ impl Disk {
     /// Adds a bitmap, durably.
     ///
     /// # Errors
-    /// [`Error::State`](crate::Error::State) with code `BITMAP_EXISTS` or `BITMAP_UNSUPPORTED` (version 2, or a disk of size 0); [`Error::Limit`](crate::Error::Limit);
-    /// [`Error::Invalid`](crate::Error::Invalid); [`Error::Format`](crate::Error::Format) if the first cluster has no room to name it.
+    /// [`Error::State`] with code `BITMAP_EXISTS` or `BITMAP_UNSUPPORTED` (version 2, or a disk of size 0); [`Error::Limit`];
+    /// [`Error::Invalid`]; [`Error::Format`] if the first cluster has no room to name it.
     pub fn bitmap_add(&self, new: NewBitmap) -> Result<()> {
         let _alone = self.alone()?;
         self.image()?.add_bitmap(new)
@@ -78,7 +78,7 @@ impl Disk {
     /// Removes a bitmap, durably; also one that is inconsistent.
     ///
     /// # Errors
-    /// [`Error::State`](crate::Error::State) with code `NO_BITMAP`.
+    /// [`Error::State`] with code `NO_BITMAP`.
     pub fn bitmap_remove(&self, name: &str) -> Result<()> {
         let _alone = self.alone()?;
         self.image()?.remove_bitmap(name)
@@ -87,7 +87,7 @@ impl Disk {
     /// Makes nothing dirty.
     ///
     /// # Errors
-    /// [`Error::State`](crate::Error::State) with code `NO_BITMAP` or `BITMAP_INCONSISTENT`.
+    /// [`Error::State`] with code `NO_BITMAP` or `BITMAP_INCONSISTENT`.
     pub fn bitmap_clear(&self, name: &str) -> Result<()> {
         self.change_bitmap(name, |_, slot, cluster_bits| slot.clear(cluster_bits))
     }
