@@ -103,3 +103,21 @@ for (const [index, [name, options]] of Object.entries(KINDS).entries()) {
     await disk.close()
   })
 }
+
+test('what lay behind the end of a disk that became smaller does not come back when QEMU makes it larger', async (t) => {
+  // qemu-img grows by writing another size: what stood in the rest of the last cluster was the guest's again.
+  for (const [name, options] of Object.entries(KINDS)) {
+    const path = join(temporaryFolder(), 'disk.qcow2')
+    await create(path, { size: MIB, ...options })
+    await qemu.io(path, [`write -P 1 0 ${MIB}`])
+    const disk = await open(path, { writable: true })
+    const smaller = MIB / 2 + 512
+    await disk.resize(smaller, { shrink: true })
+    await disk.close()
+    await qemu.img('resize', '-q', '-f', 'qcow2', path, String(MIB))
+    const wanted = new Model(MIB)
+    wanted.write(0, Buffer.alloc(smaller, 1))
+    t.is(await differsForQemu(path, wanted), 'equal', name)
+    t.is((await qemu.check(path)).code, 0, name)
+  }
+})

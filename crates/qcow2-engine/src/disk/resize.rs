@@ -130,6 +130,12 @@ impl Image {
         self.flush_with(false)?;
         let size = self.geometry.cluster_size();
         let (from, end) = (new.next_multiple_of(size), old.next_multiple_of(size));
+        // Whoever makes the disk larger again, such as QEMU, may not look at what stands behind its end.
+        if new < from && self.run(|state| state.has_bytes_at(new))? {
+            let ticket = self.chain.ticket();
+            self.write_zeros(new, from)?;
+            drop(ticket);
+        }
         self.zero_clusters(from, end, end, Zeroing::Drop)?;
         self.drop_tables(from, end)?;
         self.flush_with(false)?;
@@ -322,6 +328,20 @@ impl State {
             ClusterMapping::Zero(_) => true,
             _ => false,
         })
+    }
+
+    /// Whether the cluster that `at` is in has bytes of its own.
+    fn has_bytes_at(&mut self, at: u64) -> Step<bool> {
+        let guest = GuestOffset(at);
+        let Some(table) = self.l2_table(self.geometry.l1_index(guest))? else {
+            return Ok(false);
+        };
+        let cluster = at >> self.geometry.cluster_bits();
+        let (_, mapping) = self.mapping(table, self.geometry.l2_index(guest), cluster)?;
+        Ok(!matches!(
+            mapping,
+            ClusterMapping::Unallocated | ClusterMapping::Zero(_)
+        ))
     }
 
     /// Gives up to `count` clusters from `first` on, which read as zeros, a place: they read as zeros still.
