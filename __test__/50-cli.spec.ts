@@ -66,11 +66,16 @@ function copyOfFixture(side: string): string {
 
 /** What differs between two answers. How many bytes a file takes on disk depends on how it was copied. */
 function describeDifference(expected: Answer, actual: Answer): string | undefined {
-  const normal = ({ code, stdout, stderr }: Answer) => ({ code, stdout: withoutDiskSize(stdout), stderr })
+  const normal = ({ code, stdout, stderr }: Answer) => ({ code, stdout: withoutDiskSize(withoutSeconds(stdout)), stderr })
   const [a, b] = [normal(expected), normal(actual)]
   const parts = (['code', 'stdout', 'stderr'] as const).filter((key) => a[key] !== b[key])
   if (parts.length === 0) return undefined
   return parts.map((key) => `  ${key}: expected ${JSON.stringify(a[key])}\n  ${key}: actual   ${JSON.stringify(b[key])}`).join('\n')
+}
+
+/** How long a run of `bench` took is as it is. */
+function withoutSeconds(text: string): string {
+  return text.replace(/^Run completed in \d+\.\d{3} seconds\.$/m, 'Run completed in N seconds.')
 }
 
 function withoutDiskSize(text: string): string {

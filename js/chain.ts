@@ -37,10 +37,11 @@ export async function openChain(located: Located, settings: Settings): Promise<O
   try {
     let next: Step | undefined = { spec: located.spec, path: located.path, format: settings.format }
     while (next !== undefined) next = await openNext(next, layers, settings)
-    handed = true
     const handles = layers.map(({ facts }) => facts.handle)
     const facts = await call<ChainFacts>(
       (addon, id) => {
+        // Only here: a call that was cancelled before it began has taken nothing.
+        handed = true
         if (settings.writable) addon.openDisk(id, handles, settings.cacheBytes)
         else
           addon.openChain(id, handles, {

@@ -4,6 +4,7 @@
  * @packageDocumentation
  */
 
+export { bench } from './bench.js'
 export type { DirtyRange, DiskBitmap, DiskBitmaps, NewBitmap } from './bitmaps.js'
 export { check } from './check.js'
 export { compare } from './compare.js'

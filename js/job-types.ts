@@ -212,3 +212,52 @@ export interface DdOptions extends JobOptions {
   durable?: boolean
   source?: SourceOptions & Pick<OpenOptions, 'snapshot'>
 }
+
+/**
+ * Options of {@link bench}: of the run, and of `open` for the disk.
+ */
+export interface BenchOptions extends JobOptions, Omit<OpenOptions, 'writable' | 'bigint' | 'signal'> {
+  /** How many requests. Default 75000; at most 2^31-1. */
+  count?: number
+  /** How many are under way at a time. Default 64. */
+  depth?: number
+  /** Bytes a request. Default 4096. */
+  size?: SizeOption
+  /** Bytes from the begin of one request to that of the next; past the end of the disk it goes on from the beginning. Default, and 0: `size`. */
+  step?: SizeOption
+  /** Where the first request begins, in bytes. Default 0. */
+  offset?: SizeOption
+  /** Write instead of reading. What the disk holds there is lost. Default false. */
+  write?: boolean
+  /** The byte that is written, 0 (default) to 255. */
+  pattern?: number
+  /** Flush after so many writes; not fewer than `depth`. Default 0: only at the end, when the disk is closed. */
+  flushInterval?: number
+  /** Whether a flush waits for the writes under way, and further writes for it. Default true. */
+  drain?: boolean
+}
+
+/** What a run of {@link bench} measured. */
+export interface BenchResult {
+  requests: number
+  /** Of all requests. */
+  bytes: number
+  /** From the first request until the last one, and all flushes, had ended. Opening and closing do not count. */
+  seconds: number
+  requestsPerSecond: number
+  bytesPerSecond: number
+  /** Those that `flushInterval` asked for. */
+  flushes: number
+  /** What a request took, from the call until its caller went on. */
+  latency: Latency
+}
+
+/** Times of the requests of a run, in microseconds. Percentiles are exact to 1.6 %. */
+export interface Latency {
+  mean: number
+  /** Half of the requests took no longer. */
+  p50: number
+  p90: number
+  p99: number
+  max: number
+}

@@ -11,6 +11,7 @@ export interface CommandHelp {
 
 /** The commands, and what each is for. */
 export const COMMANDS: readonly (readonly [string, string])[] = [
+  ['bench', 'measure requests to an image'],
   ['check', 'count all references of an image and compare them with its refcounts'],
   ['compare', 'tell whether two images have the same contents'],
   ['convert', 'copy images to a new image, in another format if wished'],

@@ -5,6 +5,8 @@
 import type * as Library from '../index.js'
 
 export type {
+  BenchOptions,
+  BenchResult,
   CheckResult,
   CompareResult,
   ConvertOptions,

@@ -2,15 +2,14 @@
 
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use napi::{Env, Result as NapiResult};
 use qcow2_engine::storage::MemoryStorage;
 use qcow2_engine::{Buffer, CancelToken, Chain, Disk, Error, JobContext, Layer, Progress, guard};
 
 use crate::handles::{Handle, Resource, Writable};
-use crate::instance::{Cancellable, Instance};
+use crate::instance::{Cancellable, Instance, JobWork};
 use crate::outbox::{CallId, Done, Outbox, Outcome};
 use crate::pool::{self, Lane};
 use crate::raw::ReadTarget;
@@ -114,19 +113,20 @@ impl Call {
     ) -> Result<(), Error> {
         let (outbox, id, uses) = (Arc::clone(&self.instance.outbox), self.id, self.uses.clone());
         let token = CancelToken::new();
-        let begun = Arc::new(AtomicBool::new(false));
+        let work: JobWork = Box::new(work);
+        let waiting = Arc::new(Mutex::new(Some(work)));
         let call = Cancellable {
             token: token.clone(),
-            begun: Arc::clone(&begun),
+            waiting: Arc::clone(&waiting),
             uses: self.uses.clone(),
         };
         self.instance.register(id, call);
         self.submit(lane, move || {
             let Some(running) = outbox.begin() else { return };
-            if begun.swap(true, Ordering::AcqRel) {
-                // Cancelled while it waited, and answered then.
+            // None was cancelled while it waited, and answered then.
+            let Some(work) = pool::lock(&waiting).take() else {
                 return;
-            }
+            };
             let context = JobContext {
                 cancel: token,
                 progress: progress_to(&outbox, id),

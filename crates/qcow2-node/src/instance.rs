@@ -3,14 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use napi::bindgen_prelude::{FnArgs, Function, Unknown};
 use napi::threadsafe_function::UnknownReturnValue;
 use napi::{Env, Result as NapiResult, Status};
-use qcow2_engine::{CancelToken, Error, guard};
+use qcow2_engine::{CancelToken, Error, JobContext, guard};
 
 use crate::buffers;
 use crate::error::ErrorData;
@@ -34,11 +33,14 @@ pub(crate) struct Instance {
     open_calls: Cell<usize>,
 }
 
+/// The work of a call.
+pub(crate) type JobWork = Box<dyn FnOnce(&JobContext) -> Result<Outcome, Error> + Send>;
+
 /// A call that may be cancelled.
 pub(crate) struct Cancellable {
     pub(crate) token: CancelToken,
-    /// Set by who answers: the thread that begins it, or the cancel that comes before.
-    pub(crate) begun: Arc<AtomicBool>,
+    /// What is to be done. Taken by who answers: the thread that begins it, or the cancel that comes before.
+    pub(crate) waiting: Arc<Mutex<Option<JobWork>>>,
     pub(crate) uses: Vec<Handle>,
 }
 
@@ -99,7 +101,10 @@ impl Instance {
         let calls = self.cancellable.borrow();
         let Some(call) = calls.get(&id) else { return };
         call.token.cancel();
-        if !call.begun.swap(true, Ordering::AcqRel) {
+        let waiting = pool::lock(&call.waiting).take();
+        if let Some(work) = waiting {
+            // It may hold opened files, whose locks must have ended when the call has.
+            drop(work);
             self.outbox.push(Done {
                 id,
                 uses: call.uses.clone(),
