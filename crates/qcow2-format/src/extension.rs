@@ -8,11 +8,11 @@ use crate::limits;
 use crate::units::HostOffset;
 
 pub(crate) const END: u32 = 0;
-const BACKING_FORMAT: u32 = 0xE279_2ACA;
-const FEATURE_NAMES: u32 = 0x6803_F857;
+pub(crate) const BACKING_FORMAT: u32 = 0xE279_2ACA;
+pub(crate) const FEATURE_NAMES: u32 = 0x6803_F857;
 pub(crate) const BITMAPS: u32 = 0x2385_2875;
 const ENCRYPTION: u32 = 0x0537_BE77;
-const DATA_FILE: u32 = 0x4441_5441;
+pub(crate) const DATA_FILE: u32 = 0x4441_5441;
 /// Stands for every type that is not known here.
 const UNKNOWN: u32 = u32::MAX;
 
@@ -310,7 +310,21 @@ pub(crate) fn bitmaps_head() -> [u8; 8] {
     (u64::from(BITMAPS) << 32 | 24).to_be_bytes()
 }
 
-fn put(out: &mut Vec<u8>, kind: u32, data: &[u8]) {
+/// The extensions of an image's first cluster, without the end marker: type and data of each.
+pub(crate) fn list(cluster: &[u8], header: &Header) -> Vec<(u32, Vec<u8>)> {
+    let heads = heads(cluster, header);
+    let each = heads.into_iter().filter(|(_, kind, _)| *kind != END);
+    each.filter_map(|(at, kind, _)| {
+        let (_, length) = head(cluster, at)?;
+        let begin = usize::try_from(at.checked_add(8)?).ok()?;
+        let end = begin.checked_add(usize::try_from(length).ok()?)?;
+        Some((kind, cluster.get(begin..end)?.to_vec()))
+    })
+    .collect()
+}
+
+/// Appends an extension, padded to 8 bytes.
+pub(crate) fn put(out: &mut Vec<u8>, kind: u32, data: &[u8]) {
     out.extend_from_slice(&kind.to_be_bytes());
     out.extend_from_slice(&u32::try_from(data.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend_from_slice(data);

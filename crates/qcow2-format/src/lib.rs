@@ -26,6 +26,7 @@ pub mod extension;
 pub mod features;
 mod geometry;
 pub mod header;
+pub mod header_switch;
 pub mod limits;
 pub mod refcount;
 pub mod sector;

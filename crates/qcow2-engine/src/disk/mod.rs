@@ -11,6 +11,7 @@ mod bitmaps;
 mod flush;
 mod guard;
 mod header;
+mod names;
 mod open;
 mod place;
 mod raw;

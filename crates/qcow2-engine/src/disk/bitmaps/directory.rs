@@ -3,16 +3,16 @@
 use std::sync::PoisonError;
 
 use qcow2_format::bitmap::{Bitmap, encode_directory};
-use qcow2_format::bitmap_switch::{apply_patch, autoclear_of, switch_bitmaps};
+use qcow2_format::bitmap_switch::{autoclear_of, switch_bitmaps};
 use qcow2_format::features::autoclear;
 use qcow2_format::{BitmapsExtension, HostOffset, limits};
 
 use super::super::Image;
+use super::super::names::first_cluster;
 use super::super::refcounts::Clusters;
 use super::recorder::Slots;
 use super::store::Changes;
 use crate::error::{Error, Result};
-use crate::overlay::SECTOR;
 
 impl Image {
     /// Writes a directory of `entries` at a new place and makes the header name it, durably, and all that was written before. Without entries there
@@ -71,27 +71,9 @@ impl Image {
     fn switch_extension(&self, new: Option<BitmapsExtension>) -> Result<()> {
         let log = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         self.refuse_poisoned()?;
-        let mut cluster = vec![0; self.geometry.cluster_len()];
-        self.storage
-            .read_at(HostOffset(0), &mut cluster)
-            .map_err(Error::io("read", &*self.storage))?;
-        let patches = switch_bitmaps(&cluster, new).map_err(|error| Error::Format {
-            path: self.storage.path().map(Into::into),
-            error,
-        })?;
-        for patches in patches.chunk_by(|a, b| a.sector().is_some() && a.sector() == b.sector()) {
-            let (mut begin, mut end) = (u64::MAX, 0);
-            for patch in patches {
-                apply_patch(&mut cluster, patch);
-                begin = begin.min(patch.offset.0 & !(SECTOR - 1));
-                end = end.max(patch.end().next_multiple_of(SECTOR));
-            }
-            let range = usize::try_from(begin).ok().zip(usize::try_from(end).ok());
-            let sectors = range.and_then(|(from, to)| cluster.get(from..to)).unwrap_or_default();
-            self.write_file(HostOffset(begin), sectors)
-                .inspect_err(|error| self.poison(error))?;
-            self.barrier()?;
-        }
+        let mut cluster = first_cluster(&*self.storage, self.geometry.cluster_len())?;
+        let patches = switch_bitmaps(&cluster, new).map_err(|error| self.format_error(error))?;
+        self.write_patches(&mut cluster, &patches)?;
         let mut state = self.lock();
         if let Some(sector) = cluster.first_chunk() {
             state.header.rebase(sector);

@@ -230,7 +230,7 @@ impl Image {
     }
 
     /// The image may be changed, everything is on disk and nothing waits to be reclaimed: refcounts are what the tables say.
-    fn quiesce(&self) -> Result<()> {
+    pub(in crate::disk) fn quiesce(&self) -> Result<()> {
         self.begin_writing()?;
         loop {
             self.flush_with(true)?;
