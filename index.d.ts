@@ -48,6 +48,9 @@ export declare function bitmapList(disk: Handle): Array<DiskBitmapFacts>
 /** Adds what is dirty in `source` to `target`. */
 export declare function bitmapMerge(id: CallId, disk: Handle, target: string, source: string): void
 
+/** Adds what is dirty in bitmap `name` of another disk, as it is now or, if that is only read, as it was stored, to `target`. */
+export declare function bitmapMergeFrom(id: CallId, disk: Handle, target: string, source: Handle, name: string): void
+
 /** Removes a bitmap. */
 export declare function bitmapRemove(id: CallId, disk: Handle, name: string): void
 

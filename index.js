@@ -842,6 +842,7 @@ module.exports.bitmapDirty = nativeBinding.bitmapDirty
 module.exports.bitmapEnable = nativeBinding.bitmapEnable
 module.exports.bitmapList = nativeBinding.bitmapList
 module.exports.bitmapMerge = nativeBinding.bitmapMerge
+module.exports.bitmapMergeFrom = nativeBinding.bitmapMergeFrom
 module.exports.bitmapRemove = nativeBinding.bitmapRemove
 module.exports.cancel = nativeBinding.cancel
 module.exports.check = nativeBinding.check

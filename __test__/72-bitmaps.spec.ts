@@ -169,3 +169,33 @@ test('a disk that grows has nothing dirty in what is new, and what is written th
   t.true(granules.has((2 * SIZE) / 65536 - 1))
   await disk.close()
 })
+
+test('what is dirty in a bitmap of another image, open for reading or for writing, is merged', async (t) => {
+  const [from, into] = [await empty(), await empty()]
+  const source = await writable(from)
+  await source.bitmaps.add('coarse', { granularity: 65536 })
+  await source.bitmaps.add('fine', { granularity: 512 })
+  const positions = Array.from({ length: 5000 }, (_, index) => index * 1024)
+  await Promise.all(positions.map((position) => source.write(Buffer.alloc(512, 1), { position })))
+  const target = await writable(into)
+  await target.bitmaps.add('all', { granularity: 512 })
+  await target.bitmaps.merge('all', ['fine'], { from: source })
+  t.deepEqual(
+    [...(await dirty(target, 'all', 512))],
+    positions.map((position) => position / 512),
+  )
+  await source.close()
+  const stored = (await open(from)) as Disk<number>
+  await target.bitmaps.clear('all')
+  await target.bitmaps.merge('all', 'fine', { from: stored })
+  t.is((await dirty(target, 'all', 512)).size, positions.length)
+  await target.bitmaps.merge('all', 'coarse', { from: stored })
+  t.is((await dirty(target, 'all', 512)).size, Math.ceil((5000 * 1024) / 65536) * 128)
+  t.is((await failure(() => target.bitmaps.merge('all', 'none', { from: stored }))).code, 'ERR_QCOW2_NO_BITMAP')
+  t.is((await failure(() => target.bitmaps.merge('none', 'fine', { from: stored }))).code, 'ERR_QCOW2_NO_BITMAP')
+  await target.resize(SIZE * 2)
+  t.is((await failure(() => target.bitmaps.merge('all', 'fine', { from: stored }))).code, 'ERR_QCOW2_BITMAP_SIZES')
+  await stored.close()
+  t.is((await failure(() => target.bitmaps.merge('all', 'fine', { from: stored }))).code, 'ERR_QCOW2_CLOSED')
+  await target.close()
+})

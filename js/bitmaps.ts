@@ -2,12 +2,13 @@
  * The dirty bitmaps of a disk: what was changed since when.
  */
 
-import type { DiskParts } from './disk.js'
+import type { Handle } from './boundary.js'
+import type { Disk, DiskParts } from './disk.js'
 import { atCaller, atEntry, cancelled, invalid } from './errors.js'
 import { type MapOptions, mapRange } from './map.js'
 import { call, sync } from './native.js'
 import { checkOptions, flag, size, text } from './options.js'
-import { narrow } from './sizes.js'
+import { kindOf, narrow } from './sizes.js'
 import type { ByteCount, SizeOption } from './types.js'
 
 /** What {@link DiskBitmaps.add} takes. */
@@ -31,6 +32,12 @@ export interface DiskBitmap {
   dirtyBytes?: ByteCount
 }
 
+/** What {@link DiskBitmaps.merge} takes. */
+export interface MergeOptions {
+  /** The disk that has the source bitmaps. Default: the one that has the target. */
+  from?: Disk
+}
+
 /** A range that was changed. */
 export interface DirtyRange<N extends ByteCount = ByteCount> {
   /** Guest offset in bytes. */
@@ -40,6 +47,7 @@ export interface DirtyRange<N extends ByteCount = ByteCount> {
 }
 
 const NEW_RULES = { granularity: size, enabled: flag }
+const MERGE_RULES = { from: (value: unknown): unknown => value }
 
 /** Ranges that are asked for at once. */
 const BATCH = 1024
@@ -110,17 +118,36 @@ export class DiskBitmaps<N extends ByteCount = ByteCount> {
     return atCaller(this.disable, () => this.#enable(name, false))
   }
 
-  /** Adds what is dirty in `source`, or in several, to `target`. */
-  merge(target: string, source: string | readonly string[]): Promise<void> {
+  /**
+   * Adds what is dirty in `source`, or in several, to `target`. The granularities may differ.
+   *
+   * @param options - `from`: the disk that has the source bitmaps, which may be open for reading only. It must have the same size. Default: this one
+   * @throws Qcow2Error - `ERR_QCOW2_NO_BITMAP`, `ERR_QCOW2_BITMAP_INCONSISTENT`, `ERR_QCOW2_BITMAP_SIZES`
+   */
+  merge(target: string, source: string | readonly string[], options?: MergeOptions): Promise<void> {
     return atCaller(this.merge, () => {
       const into = text(target, 'target')
       const sources = Array.isArray(source) ? source.map((name, index) => text(name, `source[${index}]`)) : [text(source, 'source')]
+      const other = this.#other(checkOptions('bitmaps.merge', options, MERGE_RULES).from)
       return this.#disk.change(async (disk) => {
         // All are accepted at once: nothing comes between them.
-        const merges = sources.map((from) => call<void>((addon, id) => addon.bitmapMerge(id, disk, into, from)))
+        const merges = sources.map((name) =>
+          call<void>((addon, id) =>
+            other === undefined || other === disk ? addon.bitmapMerge(id, disk, into, name) : addon.bitmapMergeFrom(id, disk, into, other, name),
+          ),
+        )
         for (const outcome of await Promise.allSettled(merges)) if (outcome.status === 'rejected') throw outcome.reason
       })
     })
+  }
+
+  /** The handle of the disk that bitmaps are merged from. */
+  #other(from: unknown): Handle | undefined {
+    if (from === undefined) return undefined
+    const bitmaps = typeof from === 'object' && from !== null && 'bitmaps' in from ? from.bitmaps : undefined
+    if (!(bitmaps instanceof DiskBitmaps)) throw invalid('from', `from must be an opened disk: it is ${kindOf(from)}`)
+    bitmaps.#disk.refuse(false)
+    return bitmaps.#disk.handle
   }
 
   /**

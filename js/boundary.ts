@@ -271,6 +271,7 @@ export interface Addon {
   bitmapClear(id: number, disk: Handle, name: string): void
   bitmapEnable(id: number, disk: Handle, name: string, enabled: boolean): void
   bitmapMerge(id: number, disk: Handle, target: string, source: string): void
+  bitmapMergeFrom(id: number, disk: Handle, target: string, source: Handle, name: string): void
   bitmapDirty(id: number, disk: Handle, name: string, start: bigint, max: number): void
   map(id: number, chain: Handle, start: bigint, length: bigint, max: number): void
   create(id: number, target: TargetSpec, options: CreateSpec): void

@@ -5,7 +5,7 @@
  */
 
 export { bench } from './bench.js'
-export type { DirtyRange, DiskBitmap, DiskBitmaps, NewBitmap } from './bitmaps.js'
+export type { DirtyRange, DiskBitmap, DiskBitmaps, MergeOptions, NewBitmap } from './bitmaps.js'
 export { check } from './check.js'
 export { compare } from './compare.js'
 export { convert } from './convert.js'

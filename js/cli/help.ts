@@ -12,6 +12,7 @@ export interface CommandHelp {
 /** The commands, and what each is for. */
 export const COMMANDS: readonly (readonly [string, string])[] = [
   ['bench', 'measure requests to an image'],
+  ['bitmap', 'add, change, merge and remove persistent bitmaps'],
   ['check', 'count all references of an image and compare them with its refcounts'],
   ['compare', 'tell whether two images have the same contents'],
   ['convert', 'copy images to a new image, in another format if wished'],
@@ -20,7 +21,7 @@ export const COMMANDS: readonly (readonly [string, string])[] = [
   ['info', 'show facts about an image'],
   ['map', 'show where the bytes of an image are'],
   ['measure', 'calculate the file size that a new image will need'],
-  ['snapshot', 'list internal snapshots'],
+  ['snapshot', 'list, make, apply and delete internal snapshots'],
 ]
 
 /** The help of the program. */

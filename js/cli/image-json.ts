@@ -22,7 +22,8 @@ export function describeImage({ name, facts }: NamedImage): JsonObject {
   }
 }
 
-function describeSnapshot(snapshot: SnapshotInfo): JsonObject {
+/** One snapshot of the list that `info` has. */
+export function describeSnapshot(snapshot: SnapshotInfo): JsonObject {
   return {
     id: snapshot.id,
     name: snapshot.name,

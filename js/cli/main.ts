@@ -13,6 +13,7 @@ import { Done } from './words.js'
 /** The commands, loaded when they are called. */
 const COMMANDS: Readonly<Record<string, () => Command>> = {
   bench: () => (require('./commands/bench.js') as typeof import('./commands/bench.js')).bench,
+  bitmap: () => (require('./commands/bitmap.js') as typeof import('./commands/bitmap.js')).bitmap,
   check: () => (require('./commands/check.js') as typeof import('./commands/check.js')).check,
   compare: () => (require('./commands/compare.js') as typeof import('./commands/compare.js')).compare,
   convert: () => (require('./commands/convert.js') as typeof import('./commands/convert.js')).convert,
@@ -25,7 +26,7 @@ const COMMANDS: Readonly<Record<string, () => Command>> = {
 }
 
 /** What qemu-img can do and this version cannot. */
-const LATER = new Set(['amend', 'bitmap', 'commit', 'rebase', 'resize'])
+const LATER = new Set(['amend', 'commit', 'rebase', 'resize'])
 
 const PROGRAM_GRAMMAR = grammar('hV', 'T', 'help=h version=V trace:=T', { stopAtOperand: true })
 

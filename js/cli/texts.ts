@@ -45,6 +45,7 @@ const FORMAT_TEXTS: Readonly<Record<string, (details: Details) => string>> = {
   BITMAPS_EXTENSION: ({ reason }) => `bitmaps_ext: ${reason}`,
   BACKING_NAME_OFFSET: () => 'Invalid backing file offset',
   BACKING_NAME_TOO_LONG: () => 'Backing file name too long',
+  CORRUPT_IMAGE: () => 'qcow2: Image is corrupt; cannot be opened read/write',
   DATA_FILE_RAW: () => 'data-file-raw requires a data file',
   DATA_FILE_REQUIRED: () => "'data-file' is required for this image",
   CORRUPT_IMAGE: () => 'qcow2: Image is corrupt; cannot be opened read/write',

@@ -1,8 +1,10 @@
 //! The dirty bitmaps of a disk that is written.
 
+use std::sync::Arc;
+
 use napi::bindgen_prelude::BigInt;
 use napi::{Env, Error as NapiError};
-use qcow2_engine::{BitmapInfo, Disk, Error, NewBitmap};
+use qcow2_engine::{BitmapInfo, Chain, Disk, Error, NewBitmap, StoredBitmap};
 use qcow2_format::GuestOffset;
 
 use crate::call::{Call, accept};
@@ -99,6 +101,41 @@ pub fn bitmap_merge(env: Env, id: CallId, disk: Handle, target: String, source: 
     accept(&env, id, |call| {
         alone(call, disk, move |disk| disk.bitmap_merge(&target, &source))
     })
+}
+
+/// Adds what is dirty in bitmap `name` of another disk, as it is now or, if that is only read, as it was stored, to `target`.
+#[napi(catch_unwind)]
+pub fn bitmap_merge_from(
+    env: Env,
+    id: CallId,
+    disk: Handle,
+    target: String,
+    source: Handle,
+    name: String,
+) -> napi::Result<()> {
+    accept(&env, id, |call| {
+        let source = match call.disk(source) {
+            Ok(writable) => Source::Written(writable.disk),
+            Err(_) => Source::Read(call.chain(source)?),
+        };
+        alone(call, disk, move |disk| match source {
+            Source::Written(source) => {
+                let size = source.chain().virtual_size();
+                disk.bitmap_merge_from(&target, size, |start, max| source.bitmap_dirty(&name, start, max))
+            }
+            Source::Read(chain) => {
+                let stored = StoredBitmap::load(&chain, &name)?;
+                let dirty = |start, max| Ok(stored.dirty(start, max));
+                disk.bitmap_merge_from(&target, stored.disk_size(), dirty)
+            }
+        })
+    })
+}
+
+/// Where a bitmap is merged from.
+enum Source {
+    Written(Arc<Disk>),
+    Read(Arc<Chain>),
 }
 
 /// Completes with at most `max` dirty ranges from the guest offset `start` on, as a `BigUint64Array` of two words for each: where it begins, and

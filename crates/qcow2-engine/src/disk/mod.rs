@@ -36,7 +36,7 @@ use std::sync::{Arc, PoisonError};
 use qcow2_format::entry::EntryRules;
 use qcow2_format::{Geometry, GuestOffset};
 
-pub use bitmaps::{BitmapInfo, NewBitmap};
+pub use bitmaps::{BitmapInfo, NewBitmap, StoredBitmap};
 pub use resize::ResizeOptions;
 pub use snapshots::{NewSnapshot, SnapshotChoice};
 

@@ -6,6 +6,7 @@
 mod bits;
 mod change;
 mod directory;
+mod foreign;
 mod load;
 mod recorder;
 mod store;
@@ -17,6 +18,8 @@ use qcow2_format::GuestOffset;
 
 use super::{Disk, Image, Top};
 use crate::error::{Error, Result};
+use bits::Bits;
+pub use foreign::StoredBitmap;
 pub(super) use recorder::Recorder;
 use recorder::{Slot, Slots};
 
@@ -142,9 +145,16 @@ impl Disk {
 
 /// Dirty ranges of a bitmap from `start` on.
 fn ranges(slot: &Slot, size: u64, start: u64, max: usize) -> Vec<Range<u64>> {
+    let bits = slot.bits.as_ref();
+    bits.map_or_else(Vec::new, |bits| {
+        runs(bits, slot.entry.granularity_bits, size, start, max)
+    })
+}
+
+/// What set bits stand for, from `start` on.
+fn runs(bits: &Bits, granularity_bits: u8, size: u64, start: u64, max: usize) -> Vec<Range<u64>> {
     let mut found = Vec::new();
-    let Some(bits) = &slot.bits else { return found };
-    let shift = u32::from(slot.entry.granularity_bits);
+    let shift = u32::from(granularity_bits);
     let mut at = start >> shift;
     while found.len() < max
         && let Some(run) = bits.run(at)
