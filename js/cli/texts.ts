@@ -48,7 +48,6 @@ const FORMAT_TEXTS: Readonly<Record<string, (details: Details) => string>> = {
   CORRUPT_IMAGE: () => 'qcow2: Image is corrupt; cannot be opened read/write',
   DATA_FILE_RAW: () => 'data-file-raw requires a data file',
   DATA_FILE_REQUIRED: () => "'data-file' is required for this image",
-  CORRUPT_IMAGE: () => 'qcow2: Image is corrupt; cannot be opened read/write',
   LOCKED: ({ permission, shared }) => `Failed to get ${shared === 'true' ? 'shared ' : ''}"${permission}" lock`,
 }
 
