@@ -1,4 +1,6 @@
 /** What every command knows of the program it runs in. */
+import type { Grammar } from './getopt.js'
+import type { CommandHelp } from './help.js'
 import type { Output } from './output.js'
 import { printError } from './output.js'
 import type { Refusal } from './refusal.js'
@@ -14,6 +16,8 @@ export interface Program {
   out: Output
   /** Aborted when the command shall end. */
   signal: AbortSignal
+  /** Set by who wants to know what a command takes, and not what it does. */
+  describe?: (grammar: Grammar, help: CommandHelp) => never
 }
 
 /** One command: reads its words, does its work, answers with the exit code. */

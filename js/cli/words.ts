@@ -27,6 +27,7 @@ export function readWords(
   help: CommandHelp,
   on: (id: string, value: string) => void,
 ): string[] {
+  program.describe?.(grammar, help)
   try {
     return readOptions(words, grammar, (id, value) => {
       if (id === 'h') {
