@@ -42,7 +42,9 @@ pub use convert::{ConvertOptions, ConvertReport, MAX_SPARSE_SIZE, MAX_THREADS, c
 pub use create::{CREATE_REFUSALS, CreateOptions, CreateReport, NewDataFile, create};
 #[cfg(any(test, feature = "testing"))]
 pub use disk::weaken::Weaken;
-pub use disk::{BitmapInfo, Disk, DiskOptions, NewBitmap, NewSnapshot, ResizeOptions, SnapshotChoice, StoredBitmap};
+pub use disk::{
+    AmendOptions, BitmapInfo, Disk, DiskOptions, NewBitmap, NewSnapshot, ResizeOptions, SnapshotChoice, StoredBitmap,
+};
 pub use error::{Error, Result};
 pub use layer::{Format, Layer, LayerOptions, Limits};
 pub use lock::{ImageLock, LockMode, Locking};

@@ -7,6 +7,7 @@ use crate::bytes::{be32, be64};
 use crate::error::FormatError;
 use crate::header::{MAGIC, V2_LENGTH, V3_LENGTH};
 use crate::limits;
+use crate::refcount::RefcountOrder;
 use crate::units::HostOffset;
 
 /// Bytes of a sector.
@@ -116,6 +117,13 @@ impl FirstSector {
     pub fn set_refcount_table(&mut self, offset: HostOffset, clusters: u32) {
         self.put(48, &offset.0.to_be_bytes());
         self.put(56, &clusters.to_be_bytes());
+    }
+
+    /// Sets the width of refcounts. Version 2 has no such field, and nothing is changed.
+    pub fn set_refcount_order(&mut self, order: RefcountOrder) {
+        if self.has_features() {
+            self.put(96, &order.get().to_be_bytes());
+        }
     }
 
     /// Sets number of snapshots and place of their table.

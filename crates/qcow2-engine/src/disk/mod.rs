@@ -7,6 +7,7 @@
 //!
 //! What tables say lives in [`State`]; what of that is newer than the file in an [`Overlay`].
 
+mod amend;
 mod bitmaps;
 mod flush;
 mod guard;
@@ -36,6 +37,7 @@ use std::sync::{Arc, PoisonError};
 use qcow2_format::entry::EntryRules;
 use qcow2_format::{Geometry, GuestOffset};
 
+pub use amend::AmendOptions;
 pub use bitmaps::{BitmapInfo, NewBitmap, StoredBitmap};
 pub use resize::ResizeOptions;
 pub use snapshots::{NewSnapshot, SnapshotChoice};

@@ -8,6 +8,7 @@
     reason = "tests may stop at the first surprise"
 )]
 
+mod amends;
 mod names;
 mod repairs;
 mod resizes;

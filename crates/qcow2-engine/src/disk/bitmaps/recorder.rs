@@ -230,6 +230,11 @@ impl Recorder {
         self.recording.store(recording, Ordering::Release);
     }
 
+    /// Whether the image has no bitmaps.
+    pub(in super::super) fn is_empty(&self) -> bool {
+        self.lock().list.is_empty()
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -11,6 +11,7 @@ mod delete;
 mod table;
 mod tree;
 mod view;
+mod zeros;
 
 use crate::sync::atomic::Ordering;
 

@@ -128,7 +128,36 @@ impl<'a> Tree<'a> {
         Ok(marked)
     }
 
-    fn table_cluster(&self, number: usize) -> Clusters {
+    pub(super) fn image(&self) -> &'a Image {
+        self.image
+    }
+
+    /// Gives `see` every entry of a table that is not empty: its guest offset, what it means, its bytes.
+    pub(super) fn entries(
+        &self,
+        number: usize,
+        bytes: &mut [u8],
+        mut see: impl FnMut(GuestOffset, ClusterMapping, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let geometry = self.image.geometry;
+        let length = to_len(geometry.l2_entry_size());
+        for (index, place) in bytes.chunks_exact_mut(length).enumerate() {
+            let (words, _) = place.as_chunks::<8>();
+            let word = |at: usize| words.get(at).map_or(0, |word| u64::from_be_bytes(*word));
+            let entry = L2Entry {
+                word: word(0),
+                subclusters: word(1),
+            };
+            if entry == L2Entry::default() {
+                continue;
+            }
+            let (guest, mapping) = self.mapping(number, index, entry)?;
+            see(guest, mapping, place)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn table_cluster(&self, number: usize) -> Clusters {
         let offset = self.tables.get(number).map_or(0, |table| table.0);
         Clusters {
             first: offset >> self.image.geometry.cluster_bits(),
@@ -188,8 +217,8 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// The host clusters of an entry, if it has any.
-    fn clusters(&self, number: usize, index: usize, entry: L2Entry) -> Result<Option<Clusters>> {
+    /// Where the guest sees the cluster of an entry, and what the entry means.
+    fn mapping(&self, number: usize, index: usize, entry: L2Entry) -> Result<(GuestOffset, ClusterMapping)> {
         let geometry = self.image.geometry;
         let (table, l1_index) = self.tables.get(number).copied().unwrap_or_default();
         let guest = geometry.guest_offset(l1_index, index as u64);
@@ -201,6 +230,13 @@ impl<'a> Tree<'a> {
             guest,
             fault,
         })?;
+        Ok((guest, mapping))
+    }
+
+    /// The host clusters of an entry, if it has any.
+    fn clusters(&self, number: usize, index: usize, entry: L2Entry) -> Result<Option<Clusters>> {
+        let geometry = self.image.geometry;
+        let (_, mapping) = self.mapping(number, index, entry)?;
         let host = match mapping {
             ClusterMapping::Compressed(descriptor) => {
                 let first = geometry.cluster_index(descriptor.offset).0;
@@ -221,7 +257,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Gives `visit` every table by its number. Those that it says it has changed are written.
-    fn walk(&self, mut visit: impl FnMut(&Self, usize, &mut [u8]) -> Result<bool>) -> Result<()> {
+    pub(super) fn walk(&self, mut visit: impl FnMut(&Self, usize, &mut [u8]) -> Result<bool>) -> Result<()> {
         let size = self.image.geometry.cluster_size();
         let cluster = self.image.geometry.cluster_len();
         let most = to_len((WINDOW / size).max(1));
