@@ -41,8 +41,8 @@ async function optionsOfQemu(command: string): Promise<string[]> {
 
 async function commandsOfQemu(): Promise<string[]> {
   const { stdout } = await run('qemu-img', ['--help'])
-  const list = stdout.toString().split('Supported commands:\n')[1]?.split('\n\n')[0] ?? ''
-  return [...list.matchAll(/^ +([a-z]+) /gm)].map((match) => match[1] ?? '')
+  const list = stdout.toString().split('command-specific help):\n\n')[1]?.split('\n\n')[0] ?? ''
+  return [...list.matchAll(/^ +([a-z]+) - /gm)].map((match) => match[1] ?? '')
 }
 
 test('the page has a table for each command of qemu-img', async (t) => {

@@ -16,6 +16,7 @@ export const COMMANDS: readonly (readonly [string, string])[] = [
   ['check', 'count all references of an image and compare them with its refcounts'],
   ['compare', 'tell whether two images have the same contents'],
   ['convert', 'copy images to a new image, in another format if wished'],
+  ['completion', 'print what makes a shell complete these commands'],
   ['create', 'make a new image'],
   ['dd', 'copy blocks of an image to a new image'],
   ['info', 'show facts about an image'],
@@ -26,7 +27,8 @@ export const COMMANDS: readonly (readonly [string, string])[] = [
 
 /** The help of the program. */
 export function programHelp({ name }: Program): string {
-  const rows = COMMANDS.map(([command, text]) => `  ${command.padEnd(9)} ${text}\n`)
+  const width = Math.max(...COMMANDS.map(([command]) => command.length))
+  const rows = COMMANDS.map(([command, text]) => `  ${command.padEnd(width)} ${text}\n`)
   return `Disk images in the qcow2 and raw formats. Usage:
 
   ${name} [--help | --version] COMMAND [--help | command options]

@@ -16,6 +16,7 @@ const COMMANDS: Readonly<Record<string, () => Command>> = {
   bitmap: () => (require('./commands/bitmap.js') as typeof import('./commands/bitmap.js')).bitmap,
   check: () => (require('./commands/check.js') as typeof import('./commands/check.js')).check,
   compare: () => (require('./commands/compare.js') as typeof import('./commands/compare.js')).compare,
+  completion: () => (require('./commands/completion.js') as typeof import('./commands/completion.js')).completion,
   convert: () => (require('./commands/convert.js') as typeof import('./commands/convert.js')).convert,
   create: () => (require('./commands/create.js') as typeof import('./commands/create.js')).create,
   dd: () => (require('./commands/dd.js') as typeof import('./commands/dd.js')).dd,

@@ -93,6 +93,11 @@ export function isTargetFormat(format: string): format is 'qcow2' | 'raw' {
   return Object.hasOwn(CREATE_KEYS, format)
 }
 
+/** The keys of a new qcow2 image, each with what its value is. */
+export function createKeys(): { name: string; kind: string; text: string }[] {
+  return (CREATE_KEYS.qcow2 ?? []).map(({ name, kind, text }) => ({ name, kind, text }))
+}
+
 /** The help of `-o help`, with the keys of the file below if its name is known. */
 export function createHelp(format: 'qcow2' | 'raw', file: boolean): string {
   const keys = (CREATE_KEYS[format] ?? []).filter(({ protocol }) => file || !protocol)
