@@ -116,6 +116,34 @@ export interface CheckSpec {
 /** Closes a handle once the calls that use it have ended. Closing twice is no error; the second waits as well. */
 export declare function close(id: CallId, handle: Handle): void
 
+/**
+ * Writes what the layers of `top` hold into `base`, the disk below them. The handles stay open; the disk of `base` is closed. Reports progress;
+ * completes with what was done.
+ */
+export declare function commit(id: CallId, top: Handle, base: Handle, options: CommitSpec): void
+
+/** What a commit did. Sizes in bytes. */
+export interface CommitFacts {
+  /** Virtual size of the base now. */
+  virtualSize: bigint
+  /** Guest bytes that were written to the base. */
+  dataBytes: bigint
+  /** Guest bytes that the base was made to read as zeros. */
+  zeroBytes: bigint
+  /** The base had to become larger. */
+  grown: boolean
+  /** The top was emptied. */
+  emptied: boolean
+}
+
+/** How to commit. */
+export interface CommitSpec {
+  /** The top is emptied at the end. */
+  empty: boolean
+  /** Most bytes that are copied in a second. */
+  rateLimit?: number
+}
+
 /** Compares two disks, whose handles stay open. Reports progress; completes with the answer. */
 export declare function compare(id: CallId, a: Handle, b: Handle, options: CompareSpec): void
 
@@ -495,9 +523,9 @@ export declare function openChain(id: CallId, layers: Array<Handle>, options: Ch
 
 /**
  * Makes a disk of open layers, top first, that is written. The handles of the layers end with that, also if it fails. Completes with its
- * facts. An image that was not closed is repaired before.
+ * facts. An image that was not closed is repaired before. `without_backing`: the last layer may name a backing file that is not there.
  */
-export declare function openDisk(id: CallId, layers: Array<Handle>, cacheBytes: number): void
+export declare function openDisk(id: CallId, layers: Array<Handle>, cacheBytes: number, withoutBacking?: boolean | undefined | null): void
 
 /** Opens an image or raw file. Nothing that it names is opened. Completes with its facts. */
 export declare function openLayer(id: CallId, source: SourceSpec, options: LayerSpec): void

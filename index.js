@@ -847,6 +847,7 @@ module.exports.bitmapRemove = nativeBinding.bitmapRemove
 module.exports.cancel = nativeBinding.cancel
 module.exports.check = nativeBinding.check
 module.exports.close = nativeBinding.close
+module.exports.commit = nativeBinding.commit
 module.exports.compare = nativeBinding.compare
 module.exports.convert = nativeBinding.convert
 module.exports.create = nativeBinding.create

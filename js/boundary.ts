@@ -217,6 +217,15 @@ export interface CheckFacts {
   findingsOmitted: bigint
 }
 
+/** What a commit did. Sizes in bytes. */
+export interface CommitFacts {
+  virtualSize: bigint
+  dataBytes: bigint
+  zeroBytes: bigint
+  grown: boolean
+  emptied: boolean
+}
+
 /** What is measured: a chain or a size, and the target. */
 export interface MeasureSpec {
   chain?: Handle
@@ -250,10 +259,10 @@ export interface Addon {
   probeFormat(id: number, source: SourceSpec): void
   openLayer(id: number, source: SourceSpec, options: LayerSpec): void
   attachDataFile(id: number, layer: Handle, source: SourceSpec): void
-  openChain(id: number, layers: Handle[], options: { snapshot?: string; cacheBytes: number; maxChainDepth: number }): void
+  openChain(id: number, layers: Handle[], options: { snapshot?: string; cacheBytes: number; maxChainDepth: number; withoutBacking?: boolean }): void
   read(id: number, chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
   tryRead(chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): number
-  openDisk(id: number, layers: Handle[], cacheBytes: number): void
+  openDisk(id: number, layers: Handle[], cacheBytes: number, withoutBacking?: boolean): void
   write(id: number, disk: Handle, source: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
   writeZeroes(id: number, disk: Handle, position: bigint, length: bigint, unmap: boolean): void
   discard(id: number, disk: Handle, position: bigint, length: bigint): void
@@ -277,6 +286,7 @@ export interface Addon {
   create(id: number, target: TargetSpec, options: CreateSpec): void
   convert(id: number, sources: Handle[], target: TargetSpec, options: ConvertSpec): void
   compare(id: number, a: Handle, b: Handle, options: { strict: boolean }): void
+  commit(id: number, top: Handle, base: Handle, options: { empty: boolean; rateLimit?: number }): void
   check(id: number, layer: Handle, options: { maxFindings: number }): void
   measure(id: number, options: MeasureSpec): void
   close(id: number, handle: Handle): void

@@ -3,7 +3,7 @@
  */
 
 import { orAborted } from './abort.js'
-import type { ChainFacts, Handle, Identity, LayerFacts, SourceSpec } from './boundary.js'
+import type { Addon, ChainFacts, Handle, Identity, LayerFacts, SourceSpec } from './boundary.js'
 import { Qcow2Error } from './errors.js'
 import { nameOf, type Passage, pathOf, printable, refuseReplaced } from './gate.js'
 import { withHolder } from './holders.js'
@@ -31,31 +31,54 @@ export interface OpenedChain extends ChainFacts {
 
 /** Opens a source with all its backing files. Whatever goes wrong, nothing stays open. */
 export async function openChain(located: Located, settings: Settings): Promise<OpenedChain> {
-  const { signal } = settings
+  const layers = await openLayers(located, settings)
+  return settings.writable ? makeDisk(layers, settings) : makeChain(layers, settings)
+}
+
+/** Says of a layer below the top, before it is opened, whether it is written too. `above` is the layer that names it. */
+export type WrittenBelow = (depth: number, file: NamedFile, path: string, above: LayerDescription) => Promise<boolean>
+
+/** Opens a source and all its backing files, each as a layer by itself. Whatever goes wrong, nothing stays open. */
+export async function openLayers(located: Located, settings: Settings, written?: WrittenBelow): Promise<OpenedLayer[]> {
   const layers: OpenedLayer[] = []
-  let handed = false
   try {
-    let next: Step | undefined = { spec: located.spec, path: located.path, format: settings.format }
-    while (next !== undefined) next = await openNext(next, layers, settings)
-    const handles = layers.map(({ facts }) => facts.handle)
-    const facts = await call<ChainFacts>(
-      (addon, id) => {
-        // Only here: a call that was cancelled before it began has taken nothing.
-        handed = true
-        if (settings.writable) addon.openDisk(id, handles, settings.cacheBytes)
-        else
-          addon.openChain(id, handles, {
-            cacheBytes: settings.cacheBytes,
-            maxChainDepth: settings.layer.maxChainDepth,
-            ...(settings.snapshot === undefined ? {} : { snapshot: settings.snapshot }),
-          })
-      },
-      { signal },
-    )
-    return { ...facts, layers }
+    let next: Step | undefined = { spec: located.spec, path: located.path, format: settings.format, writable: settings.writable }
+    while (next !== undefined) next = await openNext(next, layers, settings, written)
+    return layers
   } catch (error) {
-    // The layers belong to the chain from the moment it was asked for, also if that failed.
-    if (!handed) await Promise.all(layers.map(({ facts }) => closeHandle(facts.handle).catch(() => {})))
+    await closeLayers(layers)
+    throw await withHolder(error)
+  }
+}
+
+/** Closes layers that are not part of a chain yet. */
+export async function closeLayers(layers: readonly OpenedLayer[]): Promise<void> {
+  await Promise.all(layers.map(({ facts }) => closeHandle(facts.handle).catch(() => {})))
+}
+
+/** Makes a disk of layers that is read. They belong to it from then on, also if that fails. `withoutBacking`: the last names one that is not there. */
+export async function makeChain(layers: OpenedLayer[], settings: Settings, withoutBacking = false): Promise<OpenedChain> {
+  const options = {
+    cacheBytes: settings.cacheBytes,
+    maxChainDepth: settings.layer.maxChainDepth,
+    withoutBacking,
+    ...(settings.snapshot === undefined ? {} : { snapshot: settings.snapshot }),
+  }
+  return made(layers, settings, (addon, id, handles) => addon.openChain(id, handles, options))
+}
+
+/** The same, of a disk that is written. */
+export async function makeDisk(layers: OpenedLayer[], settings: Settings, withoutBacking = false): Promise<OpenedChain> {
+  return made(layers, settings, (addon, id, handles) => addon.openDisk(id, handles, settings.cacheBytes, withoutBacking))
+}
+
+async function made(layers: OpenedLayer[], { signal }: Settings, begin: (addon: Addon, id: number, handles: Handle[]) => void): Promise<OpenedChain> {
+  const handles = layers.map(({ facts }) => facts.handle)
+  try {
+    return { ...(await call<ChainFacts>((addon, id) => begin(addon, id, handles), { signal })), layers }
+  } catch (error) {
+    // A call that was cancelled before it was made took nothing.
+    await closeLayers(layers)
     throw await withHolder(error)
   }
 }
@@ -70,12 +93,13 @@ interface Step {
   spec: SourceSpec
   path: string | undefined
   format: Format
+  writable: boolean
   /** How it came through the gate; absent for the top, which the caller named. */
   passage?: Passage
 }
 
 /** Opens one layer, with its data file, and finds out what lies below. */
-async function openNext(step: Step, layers: OpenedLayer[], settings: Settings): Promise<Step | undefined> {
+async function openNext(step: Step, layers: OpenedLayer[], settings: Settings, written?: WrittenBelow): Promise<Step | undefined> {
   const depth = layers.length
   refuseDepth(depth, settings)
   const facts = await openLayer(step, depth, settings)
@@ -86,13 +110,13 @@ async function openNext(step: Step, layers: OpenedLayer[], settings: Settings): 
   if (step.passage !== undefined) await refuseReplaced(step.passage, facts)
   refuseLoop(layers)
   refuseNamesOfProbed(facts, description, settings)
-  if (facts.needsDataFile === true) await attachDataFile(layers, description, settings)
+  if (facts.needsDataFile === true) await attachDataFile(layers, description, step.writable, settings)
   if (facts.backingFile === undefined || facts.backingFile === null) return undefined
-  return stepDown(facts, description, settings)
+  return stepDown(facts, description, settings, written)
 }
 
 function openLayer(step: Step, depth: number, settings: Settings): Promise<LayerFacts> {
-  const writable = settings.writable && depth === 0
+  const { writable } = step
   const opened = call<LayerFacts>(
     (addon, id) =>
       addon.openLayer(id, { ...step.spec, writable }, { ...settings.layer, format: step.format, writable, metadataOnly: false, forCheck: false }),
@@ -102,13 +126,14 @@ function openLayer(step: Step, depth: number, settings: Settings): Promise<Layer
 }
 
 /** Asks the gate about the backing file of a layer. */
-async function stepDown(facts: LayerFacts, layer: LayerDescription, settings: Settings): Promise<Step> {
+async function stepDown(facts: LayerFacts, layer: LayerDescription, settings: Settings, written?: WrittenBelow): Promise<Step> {
   const name = facts.backingFile as string
   const file: NamedFile = { kind: 'backing', name, path: beside(layer.path, name) }
   if (facts.backingFormat) file.format = facts.backingFormat
   const passage = await ask(file, layer, settings)
   const format = passage.format ?? recordedFormat(file, layer)
-  return { spec: { path: passage.path, devices: passage.devices }, path: passage.shown, format, passage }
+  const writable = (await written?.(layer.depth + 1, file, passage.path, layer)) ?? false
+  return { spec: { path: passage.path, devices: passage.devices }, path: passage.shown, format, writable, passage }
 }
 
 function ask(file: NamedFile, layer: LayerDescription, { gate, signal }: Settings): Promise<Passage> {
@@ -137,7 +162,7 @@ function recordedFormat(file: NamedFile, layer: LayerDescription): Format {
 }
 
 /** Opens the external data file of the layer that was opened last, if the caller permits it. */
-async function attachDataFile(layers: readonly OpenedLayer[], layer: LayerDescription, settings: Settings): Promise<void> {
+async function attachDataFile(layers: readonly OpenedLayer[], layer: LayerDescription, writable: boolean, settings: Settings): Promise<void> {
   const last = layers[layers.length - 1] as OpenedLayer
   const passage = await dataFilePassage(last.facts, layer, settings)
   try {
@@ -146,7 +171,7 @@ async function attachDataFile(layers: readonly OpenedLayer[], layer: LayerDescri
         addon.attachDataFile(id, last.facts.handle, {
           path: passage.path,
           devices: passage.devices,
-          writable: settings.writable && layer.depth === 0,
+          writable,
         }),
       { signal: settings.signal },
     )

@@ -7,6 +7,7 @@
 export { bench } from './bench.js'
 export type { DirtyRange, DiskBitmap, DiskBitmaps, MergeOptions, NewBitmap } from './bitmaps.js'
 export { check } from './check.js'
+export { commit } from './commit.js'
 export { compare } from './compare.js'
 export { convert } from './convert.js'
 export { create } from './create.js'

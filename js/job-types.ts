@@ -175,6 +175,39 @@ export interface CheckResult {
   findingsOmitted: number
 }
 
+/** Options of {@link commit}. */
+export interface CommitOptions
+  extends JobOptions,
+    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cacheSize'> {
+  /**
+   * The layer that is written to: its path, or its name as the layer above it records it (a relative one begins at that layer's folder, too). Default:
+   * the backing file of the image. Given, the image is not emptied.
+   */
+  base?: string
+  /** Leave the image as it is instead of emptying it. Default: false, and true with `base`. */
+  drop?: boolean
+  /** Most bytes that are copied in a second, 1 or more. Default: none. */
+  rateLimit?: SizeOption
+}
+
+/** What {@link commit} did. All counts in bytes; `bigint` where they pass 2^53-1, or with that option. */
+export interface CommitResult {
+  /** Path of the layer that was written to. */
+  base: string
+  /** Its place in the chain: 1 is the direct backing file. */
+  depth: number
+  /** Virtual size of the base now. */
+  virtualSize: number | bigint
+  /** Guest bytes that were written to the base. */
+  dataBytes: number | bigint
+  /** Guest bytes that the base was made to read as zeros. */
+  zeroBytes: number | bigint
+  /** The base had to become larger. */
+  baseGrown: boolean
+  /** The image was emptied, so that the base shows through. */
+  emptied: boolean
+}
+
 /** Options of {@link measure}: of the target, and of `open` for a source. */
 export interface MeasureOptions
   extends Pick<

@@ -14,6 +14,7 @@ export const COMMANDS: readonly (readonly [string, string])[] = [
   ['bench', 'measure requests to an image'],
   ['bitmap', 'add, change, merge and remove persistent bitmaps'],
   ['check', 'count all references of an image and compare them with its refcounts'],
+  ['commit', 'write what an overlay holds into its backing file'],
   ['compare', 'tell whether two images have the same contents'],
   ['convert', 'copy images to a new image, in another format if wished'],
   ['completion', 'print what makes a shell complete these commands'],

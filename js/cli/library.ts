@@ -8,6 +8,7 @@ export type {
   BenchOptions,
   BenchResult,
   CheckResult,
+  CommitResult,
   CompareResult,
   ConvertOptions,
   CreateOptions,

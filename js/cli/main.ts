@@ -15,6 +15,7 @@ const COMMANDS: Readonly<Record<string, () => Command>> = {
   bench: () => (require('./commands/bench.js') as typeof import('./commands/bench.js')).bench,
   bitmap: () => (require('./commands/bitmap.js') as typeof import('./commands/bitmap.js')).bitmap,
   check: () => (require('./commands/check.js') as typeof import('./commands/check.js')).check,
+  commit: () => (require('./commands/commit.js') as typeof import('./commands/commit.js')).commit,
   compare: () => (require('./commands/compare.js') as typeof import('./commands/compare.js')).compare,
   completion: () => (require('./commands/completion.js') as typeof import('./commands/completion.js')).completion,
   convert: () => (require('./commands/convert.js') as typeof import('./commands/convert.js')).convert,
@@ -27,7 +28,7 @@ const COMMANDS: Readonly<Record<string, () => Command>> = {
 }
 
 /** What qemu-img can do and this version cannot. */
-const LATER = new Set(['amend', 'commit', 'rebase', 'resize'])
+const LATER = new Set(['amend', 'rebase', 'resize'])
 
 const PROGRAM_GRAMMAR = grammar('hV', 'T', 'help=h version=V trace:=T', { stopAtOperand: true })
 

@@ -84,6 +84,14 @@ export function systemText(error: Qcow2Error): string {
   return isSystemError(error) ? strerror(error.errno) : 'Input/output error'
 }
 
+/** What the system, or QEMU's driver, would say of a job that failed. */
+export function jobText(error: Qcow2Error): string {
+  return UNSUPPORTED.has(error.code.replace('ERR_QCOW2_', '')) ? strerror(95) : systemText(error)
+}
+
+/** What QEMU refuses with `Operation not supported`. */
+const UNSUPPORTED = new Set(['RESIZE_SNAPSHOTS', 'BITMAP', 'READ_ONLY', 'RAW'])
+
 /** The library's own text. It begins with the path, which the caller says in his own way. */
 export function withoutPath({ message, path }: Qcow2Error): string {
   return path !== undefined && message.startsWith(`${path}: `) ? message.slice(path.length + 2) : message

@@ -16,13 +16,20 @@ use crate::pool::Lane;
 use crate::turnstile::Turn;
 
 /// Makes a disk of open layers, top first, that is written. The handles of the layers end with that, also if it fails. Completes with its
-/// facts. An image that was not closed is repaired before.
+/// facts. An image that was not closed is repaired before. `without_backing`: the last layer may name a backing file that is not there.
 #[napi(catch_unwind)]
-pub fn open_disk(env: Env, id: CallId, layers: Vec<Handle>, cache_bytes: f64) -> napi::Result<()> {
+pub fn open_disk(
+    env: Env,
+    id: CallId,
+    layers: Vec<Handle>,
+    cache_bytes: f64,
+    without_backing: Option<bool>,
+) -> napi::Result<()> {
     accept(&env, id, |call| {
         let layers = call.take_layers(&layers)?;
         let options = DiskOptions {
             cache_bytes: whole("cacheBytes", cache_bytes)?,
+            without_backing: without_backing.unwrap_or(false),
             ..DiskOptions::default()
         };
         call.run(Lane::Waiting, move |job| {

@@ -16,6 +16,7 @@ mod buffers;
 mod call;
 mod chain;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;

@@ -277,14 +277,14 @@ fn state(code: &'static str, reason: &str) -> Error {
 }
 
 /// Keeps a job from going faster than it may.
-struct Pace {
+pub(crate) struct Pace {
     limit: Option<u64>,
     began: Instant,
     done: u64,
 }
 
 impl Pace {
-    fn new(limit: Option<u64>) -> Self {
+    pub(crate) fn new(limit: Option<u64>) -> Self {
         Self {
             limit,
             began: Instant::now(),
@@ -293,7 +293,7 @@ impl Pace {
     }
 
     /// `bytes` more are done: waits until so many may be.
-    fn keep(&mut self, bytes: u64, job: &JobContext) -> Result<()> {
+    pub(crate) fn keep(&mut self, bytes: u64, job: &JobContext) -> Result<()> {
         let Some(limit) = self.limit else { return Ok(()) };
         self.done = self.done.saturating_add(bytes);
         let nanoseconds = u128::from(self.done) * 1_000_000_000 / u128::from(limit.max(1));

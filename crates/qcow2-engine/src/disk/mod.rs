@@ -60,6 +60,8 @@ pub struct DiskOptions {
     pub cache_bytes: u64,
     /// Bytes of metadata that may wait for a flush; reaching it runs one.
     pub dirty_bytes: u64,
+    /// The last layer may name a backing file that is not there: what it leaves unallocated reads as zeros.
+    pub without_backing: bool,
     /// Rules that are switched off, for tests of what finds that.
     #[cfg(any(test, feature = "testing"))]
     pub weaken: Weaken,
@@ -70,6 +72,7 @@ impl Default for DiskOptions {
         Self {
             cache_bytes: crate::chain::DEFAULT_CACHE_BYTES,
             dirty_bytes: 16 << 20,
+            without_backing: false,
             #[cfg(any(test, feature = "testing"))]
             weaken: Weaken::default(),
         }

@@ -43,6 +43,7 @@ impl Disk {
         let overlay = Arc::new(Overlay::default());
         let chain_options = ChainOptions {
             cache_bytes: options.cache_bytes / 4 * 3,
+            without_backing: options.without_backing,
             ..ChainOptions::default()
         };
         let chain = Arc::new(Chain::with_overlay(layers, chain_options, Some(overlay.clone()))?);

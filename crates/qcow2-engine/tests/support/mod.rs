@@ -14,6 +14,7 @@
 pub mod bed;
 pub mod bytes;
 pub mod dirty;
+pub mod overlays;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

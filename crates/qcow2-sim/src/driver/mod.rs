@@ -133,6 +133,7 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
             cache_bytes: 1 << 20,
             dirty_bytes: plan.dirty_bytes,
             weaken: conditions.weaken,
+            without_backing: false,
         },
         disk: None,
         shared: Mutex::new(Shared {

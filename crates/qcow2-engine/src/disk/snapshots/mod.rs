@@ -1,4 +1,4 @@
-//! Internal snapshots: create, apply, delete, rename, list, view.
+//! Internal snapshots: create, apply, delete, rename, list, view; and what is done alike, emptying the active disk.
 //!
 //! Whoever changes one holds the disk alone with nothing dirty, so tables and refcount blocks are read and written whole, past the overlay. Where
 //! counts and COPIED flags are changed, version 3 is marked dirty meanwhile: no order of writes keeps the two together. What a snapshot is known by is
@@ -8,6 +8,7 @@ mod apply;
 mod counts;
 mod create;
 mod delete;
+mod empty;
 mod table;
 mod tree;
 mod view;

@@ -237,6 +237,10 @@ impl<'a> Tree<'a> {
     fn clusters(&self, number: usize, index: usize, entry: L2Entry) -> Result<Option<Clusters>> {
         let geometry = self.image.geometry;
         let (_, mapping) = self.mapping(number, index, entry)?;
+        if self.image.rules.data_file {
+            // Clusters of a data file have no refcounts.
+            return Ok(None);
+        }
         let host = match mapping {
             ClusterMapping::Compressed(descriptor) => {
                 let first = geometry.cluster_index(descriptor.offset).0;
