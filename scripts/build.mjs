@@ -6,8 +6,12 @@ import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { build as bundle } from 'esbuild'
+import { manualPage } from './lib/man.mjs'
 import { bin, must, root } from './lib/run.mjs'
 import { digest, readStamp, writeStamp } from './lib/stamp.mjs'
+
+/** What `man qcow2` shows. Not committed, so that it says what the commands do. */
+const MANUAL = join(root, 'man', 'qcow2.1')
 
 /** Builds both halves. Says on stderr what it does, and nothing when there is nothing to do. */
 export async function build({ profile }) {
@@ -37,8 +41,8 @@ function outputs() {
 }
 
 async function buildTypeScript() {
-  const inputs = digest('js', 'tsconfig.json', 'tsconfig.build.json', 'index.d.ts', 'scripts/build.mjs')
-  if (readStamp('typescript') === inputs && existsSync(join(root, 'dist', 'index.mjs'))) return
+  const inputs = digest('js', 'tsconfig.json', 'tsconfig.build.json', 'index.d.ts', 'scripts/build.mjs', 'scripts/lib/man.mjs', 'package.json')
+  if (readStamp('typescript') === inputs && existsSync(join(root, 'dist', 'index.mjs')) && existsSync(MANUAL)) return
   process.stderr.write('building the TypeScript …\n')
   // Built beside it and swapped: a file that was renamed must not survive in what is published, and a failure leaves the old build.
   const fresh = join(root, 'dist.new')
@@ -46,6 +50,7 @@ async function buildTypeScript() {
   await must(bin('tsc'), ['-p', 'tsconfig.build.json', '--outDir', fresh])
   loadOnUse(join(fresh, 'index.js'))
   writeEsmEntry(fresh)
+  await writeManual(fresh)
   await bundleCommandLine(fresh)
   rmSync(join(root, 'dist'), { recursive: true, force: true })
   renameSync(fresh, join(root, 'dist'))
@@ -73,6 +78,15 @@ function loadOnUse(entry) {
     throw new Error(`${entry} does not look as it used to: see loadOnUse`)
   }
   writeFileSync(entry, lazy.replace(/^onUse/m, `${helper}onUse`))
+}
+
+/** Makes the manual page of what the commands say of themselves. */
+async function writeManual(folder) {
+  const load = createRequire(join(folder, 'cli', 'main.js'))
+  const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+  const page = manualPage({ descriptions: await load('./catalog.js').describeAll(), summaries: load('./help.js').COMMANDS, version })
+  mkdirSync(join(root, 'man'), { recursive: true })
+  writeFileSync(MANUAL, page)
 }
 
 /**

@@ -18,6 +18,7 @@ const packageOf: Record<string, string> = {
   'qemu-io': 'qemu-utils',
   'qemu-nbd': 'qemu-utils',
   zstd: 'zstd',
+  groff: 'groff-base',
   '7zz': '7zip',
   '/usr/bin/python3': 'python3',
 }
