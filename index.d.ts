@@ -559,6 +559,35 @@ export interface RangeFacts {
  */
 export declare function read(id: CallId, chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
 
+/** Checks a source and repairs what it can. Reports progress; completes with what there was, what was done, and what there is. */
+export declare function repair(id: CallId, source: SourceSpec, layer: LayerSpec, options: RepairSpec): void
+
+/** What a repair did, and what there is now. */
+export interface RepairFacts {
+  /** What there was. */
+  before: CheckFacts
+  /** What there is. */
+  after: CheckFacts
+  /** What was mended, one by one. */
+  fixed: Array<FindingFacts>
+  /** Refcounts lowered. */
+  leaksFixed: bigint
+  /** Everything else that was mended. */
+  corruptionsFixed: bigint
+  /** Parts of the refcount structure that were made anew. */
+  rebuilt: bigint
+  /** The image is still marked dirty or corrupt. */
+  stillMarked: boolean
+}
+
+/** How to repair. */
+export interface RepairSpec {
+  /** Everything, and not only leaks. */
+  all: boolean
+  /** Most findings that are kept of each check and of what is mended; all are counted. */
+  maxFindings: number
+}
+
 /** Gives the disk another size in bytes. Completes with its virtual size then. */
 export declare function resize(id: CallId, disk: Handle, size: bigint, options: ResizeSpec): void
 

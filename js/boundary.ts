@@ -226,6 +226,17 @@ export interface CommitFacts {
   emptied: boolean
 }
 
+/** The answer of a repair. */
+export interface RepairFacts {
+  before: CheckFacts
+  after: CheckFacts
+  fixed: FindingFacts[]
+  leaksFixed: bigint
+  corruptionsFixed: bigint
+  rebuilt: bigint
+  stillMarked: boolean
+}
+
 /** What is measured: a chain or a size, and the target. */
 export interface MeasureSpec {
   chain?: Handle
@@ -288,6 +299,7 @@ export interface Addon {
   compare(id: number, a: Handle, b: Handle, options: { strict: boolean }): void
   commit(id: number, top: Handle, base: Handle, options: { empty: boolean; rateLimit?: number }): void
   check(id: number, layer: Handle, options: { maxFindings: number }): void
+  repair(id: number, source: SourceSpec, layer: LayerSpec, options: { all: boolean; maxFindings: number }): void
   measure(id: number, options: MeasureSpec): void
   close(id: number, handle: Handle): void
 }

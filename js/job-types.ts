@@ -157,9 +157,17 @@ export interface Finding {
 export interface CheckOptions extends JobOptions, Pick<OpenOptions, 'format' | 'bigint' | 'forceShare' | 'locking' | 'limits'> {
   /** Most findings that are returned (all are counted). Default 10000. */
   maxFindings?: number
+  /**
+   * What is repaired: `'leaks'`, space that nothing refers to; `'all'`, everything that follows from what refers to what: refcounts and their structure,
+   * COPIED flags, the snapshot table. Default: nothing is written.
+   */
+  repair?: 'leaks' | 'all'
 }
 
-/** The counts of qemu-img's JSON, in camelCase, and the findings. `bigint` with that option, or where a number passes 2^53-1. */
+/**
+ * The counts of qemu-img's JSON, in camelCase, and the findings: with `repair`, those of the image as it is afterwards. `bigint` with that option, or where a number
+ * passes 2^53-1.
+ */
 export interface CheckResult {
   format: Format
   checkErrors: number
@@ -173,6 +181,25 @@ export interface CheckResult {
   findings: Finding[]
   /** Findings that were counted but not returned. */
   findingsOmitted: number
+  /** What was repaired; 0 without `repair`. */
+  leaksFixed: number
+  corruptionsFixed: number
+  /** With `repair`: more about it. */
+  repair?: RepairResult
+}
+
+/** What {@link check} repaired. */
+export interface RepairResult {
+  /** What was found before. */
+  found: Finding[]
+  /** Findings that were counted but not returned. */
+  foundOmitted: number
+  /** What was mended, one by one, as it stood before. */
+  fixed: Finding[]
+  /** Refcount blocks and tables that were made anew in another place. They are among `corruptionsFixed`. */
+  rebuilt: number
+  /** The image is still marked dirty or corrupt, for something is left that cannot be repaired. */
+  stillMarked: boolean
 }
 
 /** Options of {@link commit}. */

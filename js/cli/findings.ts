@@ -46,6 +46,17 @@ export function findingText(finding: Finding): string {
   return line?.(finding) ?? `${finding.severity === 'error' ? 'ERROR' : 'WARNING'} ${finding.message}`
 }
 
+/** What is mended is told in the words of the finding. */
+const REPAIRING: Readonly<Record<string, [said: RegExp, instead: string]>> = {
+  LEAK: [/^Leaked cluster/, 'Repairing cluster'],
+}
+
+/** The line for something that was mended. */
+export function repairText(finding: Finding): string {
+  const [said, instead] = REPAIRING[finding.code] ?? [/^(ERROR|WARNING)/, 'Repairing']
+  return findingText(finding).replace(said, instead)
+}
+
 function snapshotOf({ snapshotId, snapshot }: Finding): string {
   return `${snapshotId} (${snapshot})`
 }

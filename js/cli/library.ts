@@ -7,6 +7,7 @@ import type * as Library from '../index.js'
 export type {
   BenchOptions,
   BenchResult,
+  CheckOptions,
   CheckResult,
   CommitResult,
   CompareResult,

@@ -18,7 +18,7 @@ export async function openWritable(program: Program, name: ImageName, format: st
 }
 
 /** What qemu-img says when it takes an image for raw that nobody called so. */
-function warnOfGuess({ given }: ImageName): void {
+export function warnOfGuess({ given }: ImageName): void {
   printError(`WARNING: Image format was not specified for '${given}' and probing guessed raw.
          Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.
          Specify the 'raw' format explicitly to remove the restrictions.

@@ -2,12 +2,17 @@
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::{CheckOptions, CheckReport, Finding, Severity, check as judge};
+use qcow2_engine::{
+    CheckOptions, CheckReport, Finding, RepairMode, RepairOptions, RepairReport, Severity, check as judge,
+    repair as mend,
+};
 
 use crate::call::accept;
 use crate::handles::Handle;
+use crate::layer::LayerSpec;
 use crate::outbox::{CallId, Outcome};
 use crate::pool::Lane;
+use crate::source::SourceSpec;
 
 /// How to check.
 #[napi(object, object_to_js = false)]
@@ -101,6 +106,71 @@ pub fn check(env: Env, id: CallId, layer: Handle, options: CheckSpec) -> napi::R
             Outcome::value(move |_, _, values| values.add(CheckFacts::from(report)))
         })
     })
+}
+
+/// How to repair.
+#[napi(object, object_to_js = false)]
+pub struct RepairSpec {
+    /// Everything, and not only leaks.
+    pub all: bool,
+    /// Most findings that are kept of each check and of what is mended; all are counted.
+    pub max_findings: u32,
+}
+
+/// What a repair did, and what there is now.
+#[napi(object, object_from_js = false)]
+pub struct RepairFacts {
+    /// What there was.
+    pub before: CheckFacts,
+    /// What there is.
+    pub after: CheckFacts,
+    /// What was mended, one by one.
+    pub fixed: Vec<FindingFacts>,
+    /// Refcounts lowered.
+    pub leaks_fixed: BigInt,
+    /// Everything else that was mended.
+    pub corruptions_fixed: BigInt,
+    /// Parts of the refcount structure that were made anew.
+    pub rebuilt: BigInt,
+    /// The image is still marked dirty or corrupt.
+    pub still_marked: bool,
+}
+
+/// Checks a source and repairs what it can. Reports progress; completes with what there was, what was done, and what there is.
+#[napi(catch_unwind)]
+pub fn repair(env: Env, id: CallId, source: SourceSpec, layer: LayerSpec, options: RepairSpec) -> napi::Result<()> {
+    accept(&env, id, |call| {
+        let source = source.accept(call)?;
+        let mode = if options.all {
+            RepairMode::All
+        } else {
+            RepairMode::Leaks
+        };
+        let options = RepairOptions {
+            mode,
+            locking: layer.locking()?,
+            limits: layer.limits()?,
+            max_findings: options.max_findings as usize,
+        };
+        call.run(Lane::Long, move |job| {
+            let report = mend(&source.open()?, None, options, job)?;
+            Outcome::value(move |_, _, values| values.add(RepairFacts::from(report)))
+        })
+    })
+}
+
+impl From<RepairReport> for RepairFacts {
+    fn from(report: RepairReport) -> Self {
+        Self {
+            before: report.before.into(),
+            after: report.after.into(),
+            fixed: report.fixed.into_iter().map(FindingFacts::from).collect(),
+            leaks_fixed: report.leaks_fixed.into(),
+            corruptions_fixed: report.corruptions_fixed.into(),
+            rebuilt: report.rebuilt.into(),
+            still_marked: report.still_marked,
+        }
+    }
 }
 
 impl From<CheckReport> for CheckFacts {

@@ -154,21 +154,31 @@ pub fn attach_data_file(env: Env, id: CallId, layer: Handle, source: SourceSpec)
 type Opener = Box<dyn FnOnce(Arc<dyn Storage>) -> Result<Layer, Error> + Send>;
 
 impl LayerSpec {
+    /// When locks are taken.
+    pub(crate) fn locking(&self) -> Result<Locking, Error> {
+        match self.locking.as_str() {
+            "auto" => Ok(Locking::Auto),
+            "on" => Ok(Locking::On),
+            "off" => Ok(Locking::Off),
+            other => Err(unknown("locking", other)),
+        }
+    }
+
+    /// What may not be passed.
+    pub(crate) fn limits(&self) -> Result<Limits, Error> {
+        Ok(Limits {
+            max_virtual_size: unsigned("maxVirtualSize", self.max_virtual_size.as_ref())?,
+            max_memory: whole("maxMemory", self.max_memory)?,
+            max_chain_depth: self.max_chain_depth,
+        })
+    }
+
     fn opener(self) -> Result<Opener, Error> {
         let options = LayerOptions {
             force_share: self.force_share,
             writable: self.writable == Some(true),
-            locking: match self.locking.as_str() {
-                "auto" => Locking::Auto,
-                "on" => Locking::On,
-                "off" => Locking::Off,
-                other => return Err(unknown("locking", other)),
-            },
-            limits: Limits {
-                max_virtual_size: unsigned("maxVirtualSize", self.max_virtual_size.as_ref())?,
-                max_memory: whole("maxMemory", self.max_memory)?,
-                max_chain_depth: self.max_chain_depth,
-            },
+            locking: self.locking()?,
+            limits: self.limits()?,
             metadata_only: self.metadata_only,
             for_check: self.for_check,
         };

@@ -1,24 +1,26 @@
 /** `check`: whether an image is consistent. */
 
-import { findingText } from '../findings.js'
+import { findingText, repairText } from '../findings.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { percent } from '../human.js'
 import { formatJson } from '../json.js'
-import { type CheckResult, library } from '../library.js'
-import { formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
+import { type CheckOptions, type CheckResult, type Finding, library } from '../library.js'
+import { cannotOpen, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
 import { printError } from '../output.js'
 import { complain, type Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
 import { systemText } from '../texts.js'
-import { commandGrammar, isCacheMode, notYet, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { warnOfGuess } from '../writable.js'
 
 const GRAMMAR = commandGrammar('qU', 'frT', 'quiet=q format:=f cache:=T repair:=r output: object: image-opts force-share=U')
 
 const HELP: CommandHelp = {
-  summary: 'Count all references of a qcow2 image and compare them with its refcounts. Nothing is written.',
-  usage: '[-f FMT] [-U] [-q] [--output human|json] FILE',
+  summary: 'Count all references of a qcow2 image and compare them with its refcounts; with -r, repair it.',
+  usage: '[-f FMT] [-r leaks|all] [-U] [-q] [--output human|json] FILE',
   options: [
     ROWS.format,
+    ['-r, --repair leaks|all', 'give back what leaks, or mend all that follows from what refers to what'],
     ROWS.quiet,
     ['-T, --cache MODE', 'accepted; the result does not depend on it'],
     ROWS.share,
@@ -26,7 +28,7 @@ const HELP: CommandHelp = {
     ROWS.gate,
     ['', 'exit code: 0 consistent, 1 failed, 2 corrupt, 3 leaks only, 63 not a qcow2 image'],
   ],
-  examples: ['check disk.qcow2', 'check -q -U --output=json disk-in-use.qcow2'],
+  examples: ['check -r leaks disk.qcow2', 'check -q -U --output=json disk-in-use.qcow2'],
 }
 
 /** The format has no check. */
@@ -37,7 +39,7 @@ export async function check(program: Program, words: readonly string[]): Promise
   let format: string | undefined
   let form = 'human' as 'human' | 'json'
   let cache = 'writeback'
-  let repair: string | undefined
+  let repair: 'leaks' | 'all' | undefined
   let quiet = false
   let imageOpts = false
   let forceShare = false
@@ -59,21 +61,54 @@ export async function check(program: Program, words: readonly string[]): Promise
   const file = oneFile(operands)
   if (!isCacheMode(cache)) throw new Refusal(`Invalid source cache option: ${cache}`)
   if (imageOpts) throw refuseImageOpts(format)
-  if (repair !== undefined) throw notYet('Repairs (-r)')
   const name = imageName(file)
+  if (repair !== undefined && forceShare) throw cannotOpen(name.given, 'force-share=on can only be used with read-only images')
   const kind = await formatOf(name, format, program.signal)
-  await openOnce(program, name, { format: kind, forceShare }, policy)
+  if (repair !== undefined && format === undefined && kind === 'raw') warnOfGuess(name)
+  // A repair takes a writer's locks itself.
+  await openOnce(program, name, { format: kind, forceShare: forceShare || repair !== undefined }, policy)
   if (kind !== 'qcow2') throw new Refusal('This image format does not support checks', { code: NO_CHECK })
-  const result = await runCheck(program, name, forceShare)
-  for (const finding of result.findings) {
-    const text = findingText(finding)
-    if (text !== undefined) printError(`${text}\n`)
+  const result = await runCheck(program, name, { forceShare, ...(repair === undefined ? {} : { repair }) })
+  const out = (text: string) => {
+    if (!quiet) program.out.print(text)
   }
-  if (result.findingsOmitted > 0) complain(program, `${result.findingsOmitted} more findings are counted below and not shown`)
-  if (!quiet) program.out.print(form === 'json' ? jsonText(name, result) : humanText(result))
+  if (result.leaksFixed + result.corruptionsFixed > 0) {
+    tellRepairs(program, result)
+    if (form === 'human') out(repairedText(result))
+  }
+  tell(program, result.findings, result.findingsOmitted)
+  out(form === 'json' ? jsonText(name, result) : humanText(result))
   if (result.corruptions > 0) return 2
   if (result.checkErrors > 0) return 1
   return result.leaks > 0 ? 3 : 0
+}
+
+function tell(program: Program, findings: readonly Finding[], omitted = 0): void {
+  for (const finding of findings) printError(`${findingText(finding)}\n`)
+  if (omitted > 0) complain(program, `${omitted} more findings are counted below and not shown`)
+}
+
+/**
+ * What was found before and what was done about it, in qemu-img's order: flags come last, and are told as they are when the refcounts are right.
+ */
+function tellRepairs(program: Program, { repair, findings }: CheckResult): void {
+  const { found = [], foundOmitted = 0, fixed = [], rebuilt = 0 } = repair ?? {}
+  const isFlag = ({ code }: Finding) => code === 'COPIED_FLAG'
+  const mended = new Set(fixed.filter(({ code }) => IN_PLACE.has(code)).map(keyOf))
+  for (const finding of found) {
+    if (!isFlag(finding)) printError(`${mended.has(keyOf(finding)) ? repairText(finding) : findingText(finding)}\n`)
+  }
+  if (foundOmitted > 0) complain(program, `${foundOmitted} more findings are not shown`)
+  if (rebuilt > 0) printError('Rebuilding refcount structure\n')
+  for (const finding of fixed) if (!IN_PLACE.has(finding.code)) printError(`${repairText(finding)}\n`)
+  tell(program, findings.filter(isFlag))
+}
+
+/** What is mended while it is found, and told once. */
+const IN_PLACE = new Set(['UNALIGNED_ZERO'])
+
+function keyOf({ code, offset, index }: Finding): string {
+  return `${code} ${offset} ${index}`
 }
 
 /** Opens the whole chain first, as qemu-img does: a missing backing file is told before anything is checked. */
@@ -99,9 +134,9 @@ function isForCheck(error: unknown): boolean {
   return error instanceof library().Qcow2Error && /_(CORRUPT|TRUNCATED|L1_TRUNCATED|ENCRYPTED)$/.test(error.code)
 }
 
-async function runCheck(program: Program, name: ImageName, forceShare: boolean): Promise<CheckResult> {
+async function runCheck(program: Program, name: ImageName, options: Pick<CheckOptions, 'forceShare' | 'repair'>): Promise<CheckResult> {
   try {
-    return await library().check(name.path, { format: 'qcow2', bigint: true, forceShare, signal: program.signal })
+    return await library().check(name.path, { ...options, format: 'qcow2', bigint: true, signal: program.signal })
   } catch (error) {
     const { Qcow2Error } = library()
     if (error instanceof Qcow2Error && error.syscall === 'read') throw new Refusal(`Check failed: ${systemText(error)}`)
@@ -118,11 +153,23 @@ function jsonText({ given }: ImageName, result: CheckResult): string {
     'image-end-offset': some(result.imageEndOffset),
     corruptions: some(result.corruptions),
     leaks: some(result.leaks),
+    'corruptions-fixed': some(result.corruptionsFixed),
+    'leaks-fixed': some(result.leaksFixed),
     'total-clusters': some(result.totalClusters),
     'allocated-clusters': some(result.allocatedClusters),
     'fragmented-clusters': some(result.fragmentedClusters),
     'compressed-clusters': some(result.compressedClusters),
   })}\n`
+}
+
+function repairedText({ leaksFixed, corruptionsFixed }: CheckResult): string {
+  return `The following inconsistencies were found and repaired:
+
+    ${leaksFixed} leaked clusters
+    ${corruptionsFixed} corruptions
+
+Double checking the fixed image now...
+`
 }
 
 function humanText(result: CheckResult): string {

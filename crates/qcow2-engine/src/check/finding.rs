@@ -171,7 +171,7 @@ pub struct Finding {
 
 impl Finding {
     /// A finding of which only the code is known yet.
-    pub(super) fn new(code: FindingCode, severity: Severity, table: Table) -> Self {
+    pub(crate) fn new(code: FindingCode, severity: Severity, table: Table) -> Self {
         Self {
             code,
             severity,
@@ -189,7 +189,7 @@ impl Finding {
         }
     }
 
-    pub(super) fn corruption(code: FindingCode, table: Table) -> Self {
+    pub(crate) fn corruption(code: FindingCode, table: Table) -> Self {
         Self::new(code, Severity::Corruption, table)
     }
 

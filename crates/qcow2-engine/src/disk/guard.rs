@@ -6,7 +6,7 @@ use qcow2_format::{Geometry, Header, HostOffset, Snapshot};
 
 /// The clusters of header, active L1 table, refcount structure, snapshot table and snapshots' L1 tables.
 #[derive(Debug, Default)]
-pub(super) struct Guard {
+pub(crate) struct Guard {
     /// Rows of clusters: the first, and how many.
     rows: BTreeMap<u64, u64>,
     /// Offsets of refcount blocks.
@@ -15,7 +15,7 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(header: &Header, refcount_table: &[u64], snapshots: &[Snapshot]) -> Self {
+    pub(crate) fn new(header: &Header, refcount_table: &[u64], snapshots: &[Snapshot]) -> Self {
         let geometry = header.geometry;
         let mut guard = Self {
             bits: geometry.cluster_bits(),
@@ -34,7 +34,7 @@ impl Guard {
     }
 
     /// Adds the clusters that a range of bytes touches.
-    pub(super) fn add_bytes(&mut self, geometry: Geometry, offset: HostOffset, length: u64) {
+    pub(crate) fn add_bytes(&mut self, geometry: Geometry, offset: HostOffset, length: u64) {
         if length > 0 {
             let first = geometry.cluster_index(offset).0;
             let end = geometry.clusters(offset.0.saturating_add(length));
@@ -69,7 +69,7 @@ impl Guard {
         self.rows.remove(&first);
     }
 
-    pub(super) fn has(&self, cluster: u64) -> bool {
+    pub(crate) fn has(&self, cluster: u64) -> bool {
         let row = self.rows.range(..=cluster).next_back();
         row.is_some_and(|(first, count)| cluster - first < *count) || self.blocks.contains(&(cluster << self.bits))
     }

@@ -10,7 +10,7 @@
 mod amend;
 mod bitmaps;
 mod flush;
-mod guard;
+pub(crate) mod guard;
 mod header;
 mod names;
 mod open;

@@ -57,6 +57,7 @@ fn writable(mut layer: Layer) -> Result<Layer> {
         mode: RepairMode::All,
         locking: Locking::Off,
         limits: layer.options().limits,
+        max_findings: 0,
     };
     let report = repair_locked(layer.storage(), &repair, &JobContext::quiet())?;
     let held = (std::mem::take(&mut layer.locks), Vec::new());

@@ -1,8 +1,11 @@
 //! Refcounts written to their blocks.
 
+use qcow2_format::Table;
+
 use super::structure::{Block, Structure};
 use super::{Repair, RepairMode};
 use crate::check::reader::Reader;
+use crate::check::{Finding, FindingCode, Severity};
 use crate::error::{Error, Result};
 use crate::sink::internal;
 
@@ -47,6 +50,7 @@ impl Repair<'_> {
     fn write_block(&mut self, block: Block, first: u64, old: &[u8]) -> Result<()> {
         let order = self.header.refcount_order;
         let per_block = order.block_entries(self.header.geometry);
+        let size = self.header.geometry.cluster_size();
         let mut new = old.to_vec();
         let (mut raised, mut lowered) = (0, 0);
         for (cluster, index) in (first..first + per_block).zip(0usize..) {
@@ -68,6 +72,23 @@ impl Repair<'_> {
                 continue;
             }
             order.set_at(&mut new, index, counted).ok_or_else(outside)?;
+            if !block.new {
+                let leak = before > counted;
+                self.fixed(|| {
+                    let (code, severity) = if leak {
+                        (FindingCode::Leak, Severity::Leak)
+                    } else {
+                        (FindingCode::RefcountTooLow, Severity::Corruption)
+                    };
+                    Finding {
+                        cluster: Some(cluster),
+                        refcount: Some(before),
+                        references: Some(counted),
+                        offset: cluster.checked_mul(size),
+                        ..Finding::new(code, severity, Table::RefcountBlock)
+                    }
+                });
+            }
         }
         if block.new {
             self.writer.mark()?;

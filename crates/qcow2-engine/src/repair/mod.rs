@@ -15,6 +15,7 @@
 
 mod copied;
 mod counts;
+mod entries;
 mod structure;
 mod writer;
 
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use qcow2_format::features::incompatible;
 use qcow2_format::{FirstSector, Header};
 
-use crate::check::{CheckOptions, CheckReport, FindingCode, check, references};
+use crate::check::{CheckOptions, CheckReport, Finding, FindingCode, check, references};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerOptions, Limits};
 use crate::lock::{ImageLock, LockMode, Locking};
@@ -50,6 +51,8 @@ pub struct RepairOptions {
     pub locking: Locking,
     /// Bounds on memory.
     pub limits: Limits,
+    /// Most findings that are kept of each check and of what is mended; all are counted.
+    pub max_findings: usize,
 }
 
 impl RepairOptions {
@@ -59,6 +62,7 @@ impl RepairOptions {
             mode,
             locking: Locking::default(),
             limits: Limits::default(),
+            max_findings: CheckOptions::default().max_findings,
         }
     }
 }
@@ -66,6 +70,12 @@ impl RepairOptions {
 /// What a repair did.
 #[derive(Clone, Debug, Default)]
 pub struct RepairReport {
+    /// What a check said of the image before; of an image that was opened to be written, nothing.
+    pub before: CheckReport,
+    /// What was mended, one by one, as it stood before, up to the limit on findings.
+    pub fixed: Vec<Finding>,
+    /// Refcount blocks and tables that were made anew in another place; they count as corruptions that were fixed.
+    pub rebuilt: u64,
     /// Clusters whose refcount was too high and was lowered.
     pub leaks_fixed: u64,
     /// Refcounts raised, COPIED flags changed, refcount blocks and tables put in a new place.
@@ -92,7 +102,37 @@ pub fn repair(
         let (lock, _) = ImageLock::acquire(storage.clone(), LockMode::Write, options.locking)?;
         locks.push(lock);
     }
-    repair_locked(storage, &options, context)
+    let before = look(storage, &options, context)?;
+    let layer = open(storage, &options)?;
+    let marked = layer
+        .header()
+        .is_some_and(|header| header.has(incompatible::DIRTY) || header.has(incompatible::CORRUPT));
+    drop(layer);
+    if before.check_errors == 0 && before.corruptions == 0 && before.leaks == 0 && !marked {
+        return Ok(RepairReport {
+            after: before.clone(),
+            before,
+            ..RepairReport::default()
+        });
+    }
+    let mut earlier = RepairReport::default();
+    if options.mode == RepairMode::All {
+        entries::zero_clusters(storage, &options, &before, context, &mut earlier)?;
+    }
+    let mut report = repair_locked(storage, &options, context)?;
+    report.before = before;
+    report.corruptions_fixed += earlier.corruptions_fixed;
+    earlier.fixed.append(&mut report.fixed);
+    earlier.fixed.truncate(options.max_findings);
+    report.fixed = earlier.fixed;
+    Ok(report)
+}
+
+/// What a check says now.
+fn look(storage: &Arc<dyn Storage>, options: &RepairOptions, context: &JobContext) -> Result<CheckReport> {
+    let layer = open(storage, options)?;
+    let max_findings = options.max_findings;
+    check(&layer, &CheckOptions { max_findings }, context)
 }
 
 /// Repairs an image on which the caller has a writer's locks.
@@ -110,6 +150,7 @@ pub(crate) fn repair_locked(
         layer: &layer,
         header,
         mode: options.mode,
+        max_findings: options.max_findings,
         context,
         report: RepairReport::default(),
         all_right: true,
@@ -137,6 +178,7 @@ struct Repair<'a> {
     references: crate::check::References,
     writer: Writer,
     mode: RepairMode,
+    max_findings: usize,
     context: &'a JobContext,
     report: RepairReport,
     /// The refcounts on disk are, or will be, what was counted.
@@ -144,6 +186,13 @@ struct Repair<'a> {
 }
 
 impl Repair<'_> {
+    /// Notes what is mended.
+    fn fixed(&mut self, make: impl FnOnce() -> Finding) {
+        if self.report.fixed.len() < self.max_findings {
+            self.report.fixed.push(make());
+        }
+    }
+
     fn run(&mut self) -> Result<()> {
         let mut structure = Structure::find(self)?;
         if self.mode == RepairMode::All && !self.references.hidden {
@@ -169,8 +218,7 @@ fn finish(
     mut writer: Writer,
     report: &mut RepairReport,
 ) -> Result<()> {
-    let layer = open(storage, options)?;
-    report.after = check(&layer, &CheckOptions::default(), context)?;
+    report.after = look(storage, options, context)?;
     let after = &report.after;
     let whole = after.check_errors == 0;
     let wrong = |code| {

@@ -220,7 +220,9 @@ impl Structure {
         let table: Vec<u8> = (0..entries)
             .flat_map(|index| self.blocks.get(&index).map_or(0, |block| block.offset.0).to_be_bytes())
             .collect();
-        repair.report.corruptions_fixed += moved + u64::from(self.new_table.is_some());
+        let rebuilt = moved + u64::from(self.new_table.is_some());
+        repair.report.rebuilt += rebuilt;
+        repair.report.corruptions_fixed += rebuilt;
         let Some((first, clusters)) = self.new_table else {
             let old: Vec<u8> = self.old.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
             if old != table {
