@@ -168,7 +168,8 @@ test('the package holds what is used and nothing else', (t) => {
   const names = main?.files.map(({ path }) => path) ?? []
   t.true(names.includes('dist/index.mjs') && names.includes('dist/index.d.mts') && names.includes('dist/cli/main.js'))
   for (const name of names) {
-    const fits = /^(dist\/[\w/.-]+\.(js|mjs|d\.ts|d\.mts)|index\.(js|d\.ts)|package\.json|README\.md|CHANGELOG\.md|LICENSE-(MIT|APACHE))$/
+    const fits =
+      /^(dist\/[\w/.-]+\.(js|mjs|d\.ts|d\.mts)|man\/qcow2\.1|index\.(js|d\.ts)|package\.json|README\.md|CHANGELOG\.md|LICENSE-(MIT|APACHE))$/
     t.regex(name, fits)
   }
   t.deepEqual(packages.map(({ name }) => name).filter((name) => name !== 'qcow2').length, 1)

@@ -71,6 +71,7 @@ function tasks(images: Images): Task[] {
     convert('chain of 64 → raw', 1.3, ['qcow2', images.chain], 'raw'),
     look('map --output=json, large', 15, ['map', '--output=json', '-f', 'qcow2', images.huge], sameJson),
     look('check --output=json, large', 12, ['check', '--output=json', '-f', 'qcow2', images.huge], sameJson),
+    look('bench, 300000 reads of 4 KiB', 3, ['bench', '-f', 'qcow2', '-c', '300000', images.plain], sameRun),
     look('compare raw, qcow2', 1.5, ['compare', '-f', 'raw', '-F', 'qcow2', images.raw, images.plain]),
     look('compare raw, qcow2 (deflate)', 4, ['compare', '-f', 'raw', '-F', 'qcow2', images.raw, images.zlib]),
   ]
@@ -78,6 +79,12 @@ function tasks(images: Images): Task[] {
 
 async function sameBytes(format: string, [ours, qemu]: [string, string]): Promise<void> {
   await must('qemu-img', ['compare', '-f', format, '-F', format, ours, qemu])
+}
+
+/** All but how long it took. */
+async function sameRun(ours: Measured, qemu: Measured): Promise<void> {
+  const normal = ({ stdout }: Measured) => stdout.replace(/[\d.]+ seconds/, 'N seconds')
+  if (normal(ours) !== normal(qemu)) throw new Error(`different output:\n${ours.stdout}---\n${qemu.stdout}`)
 }
 
 async function sameText(ours: Measured, qemu: Measured): Promise<void> {
