@@ -9,6 +9,25 @@
  */
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
+/** Changes the format of a disk's image and closes the disk; its handle stays. Reports progress; completes with the virtual size then. */
+export declare function amend(id: CallId, disk: Handle, options: AmendSpec): void
+
+/** What is changed; what is left out stays. */
+export interface AmendSpec {
+  /** `0.10` or `1.1`. */
+  compat?: string
+  /** Width of a refcount in bits. */
+  refcountBits?: number
+  /** Whether refcounts may be late. */
+  lazyRefcounts?: boolean
+  /** Whether the data file stays valid as a raw image. */
+  dataFileRaw?: boolean
+  /** Name of the data file, as recorded. */
+  dataFile?: string
+  /** Virtual size in bytes. */
+  size?: bigint
+}
+
 /**
  * Attaches the external data file of a layer, which nobody else may be using. Failing closes the layer. Completes with the file's
  * identity.

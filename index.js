@@ -835,6 +835,7 @@ function __napiStampBindingTarget(exportsObject, target) {
 // linked import resolves to `undefined`.
 module.exports.__napiBindingTarget = __napiStampBindingTarget(nativeBinding, __napiLoadedBindingTarget)
 module.exports = nativeBinding
+module.exports.amend = nativeBinding.amend
 module.exports.attachDataFile = nativeBinding.attachDataFile
 module.exports.bitmapAdd = nativeBinding.bitmapAdd
 module.exports.bitmapClear = nativeBinding.bitmapClear

@@ -35,6 +35,16 @@ export interface LayerSpec {
   maxChainDepth: number
 }
 
+/** What is changed of an image's format; what is left out stays. */
+export interface AmendSpec {
+  compat?: string
+  refcountBits?: number
+  lazyRefcounts?: boolean
+  dataFileRaw?: boolean
+  dataFile?: string
+  size?: bigint
+}
+
 /** A snapshot as its table has it. */
 export interface SnapshotFacts {
   id: string
@@ -278,6 +288,7 @@ export interface Addon {
   writeZeroes(id: number, disk: Handle, position: bigint, length: bigint, unmap: boolean): void
   discard(id: number, disk: Handle, position: bigint, length: bigint): void
   flush(id: number, disk: Handle): void
+  amend(id: number, disk: Handle, options: AmendSpec): void
   resize(id: number, disk: Handle, size: bigint, options: { shrink: boolean; preallocation: Preallocation }): void
   snapshotList(disk: Handle): SnapshotFacts[]
   snapshotCreate(id: number, disk: Handle, snapshot: NewSnapshotSpec): void

@@ -287,7 +287,7 @@ export class Disk<N extends ByteCount = ByteCount> implements AsyncDisposable {
   }
 
   /**
-   * Gives the disk another size, a multiple of 512 bytes. What is new reads as zeros. Requests that were accepted before come first, later ones wait.
+   * Gives the disk another size, a multiple of 512 bytes (a raw file: any). What is new reads as zeros. Requests that were accepted before come first, later ones wait.
    * Durable when the promise resolves.
    *
    * @param size - in bytes, or text such as `'40G'`

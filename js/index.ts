@@ -4,6 +4,7 @@
  * @packageDocumentation
  */
 
+export { amend } from './amend.js'
 export { bench } from './bench.js'
 export type { DirtyRange, DiskBitmap, DiskBitmaps, MergeOptions, NewBitmap } from './bitmaps.js'
 export { check } from './check.js'

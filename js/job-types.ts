@@ -273,6 +273,28 @@ export interface DdOptions extends JobOptions {
   source?: SourceOptions & Pick<OpenOptions, 'snapshot'>
 }
 
+/** Options of {@link amend}. What is left out stays as it is. */
+export interface AmendOptions extends JobOptions, Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits'> {
+  /** Version of the format: `'0.10'` (`'v2'`) or `'1.1'` (`'v3'`). */
+  compat?: '1.1' | '0.10' | 'v3' | 'v2'
+  /** Width of a refcount in bits: 1, 2, 4, 8, 16, 32 or 64. Another one rebuilds the refcount structure. */
+  refcountBits?: number
+  /** Let refcounts be late, under the dirty mark: faster allocation, a repair after a crash. */
+  lazyRefcounts?: boolean
+  /** `false`: the data file need no longer be valid as a raw image. It cannot be made so again. */
+  dataFileRaw?: boolean
+  /** Record another name for the external data file, which is not touched itself. */
+  dataFileName?: string
+  /** Virtual size, a multiple of 512 bytes. A smaller one drops what lies beyond. */
+  size?: SizeOption
+}
+
+/** What {@link amend} resolves to. */
+export interface AmendResult {
+  /** Virtual size in bytes. */
+  virtualSize: ByteCount
+}
+
 /**
  * Options of {@link bench}: of the run, and of `open` for the disk.
  */

@@ -11,6 +11,7 @@ export interface CommandHelp {
 
 /** The commands, and what each is for. */
 export const COMMANDS: readonly (readonly [string, string])[] = [
+  ['amend', 'change the format of an image in place'],
   ['bench', 'measure requests to an image'],
   ['bitmap', 'add, change, merge and remove persistent bitmaps'],
   ['check', 'count all references of an image and compare them with its refcounts'],
@@ -23,6 +24,7 @@ export const COMMANDS: readonly (readonly [string, string])[] = [
   ['info', 'show facts about an image'],
   ['map', 'show where the bytes of an image are'],
   ['measure', 'calculate the file size that a new image will need'],
+  ['resize', 'give the disk of an image another size'],
   ['snapshot', 'list, make, apply and delete internal snapshots'],
 ]
 

@@ -5,6 +5,7 @@
 import type * as Library from '../index.js'
 
 export type {
+  AmendOptions,
   BenchOptions,
   BenchResult,
   CheckOptions,

@@ -12,6 +12,7 @@ import { Done } from './words.js'
 
 /** The commands, loaded when they are called. */
 const COMMANDS: Readonly<Record<string, () => Command>> = {
+  amend: () => (require('./commands/amend.js') as typeof import('./commands/amend.js')).amend,
   bench: () => (require('./commands/bench.js') as typeof import('./commands/bench.js')).bench,
   bitmap: () => (require('./commands/bitmap.js') as typeof import('./commands/bitmap.js')).bitmap,
   check: () => (require('./commands/check.js') as typeof import('./commands/check.js')).check,
@@ -24,11 +25,12 @@ const COMMANDS: Readonly<Record<string, () => Command>> = {
   info: () => (require('./commands/info.js') as typeof import('./commands/info.js')).info,
   map: () => (require('./commands/map.js') as typeof import('./commands/map.js')).map,
   measure: () => (require('./commands/measure.js') as typeof import('./commands/measure.js')).measure,
+  resize: () => (require('./commands/resize.js') as typeof import('./commands/resize.js')).resize,
   snapshot: () => (require('./commands/snapshot.js') as typeof import('./commands/snapshot.js')).snapshot,
 }
 
 /** What qemu-img can do and this version cannot. */
-const LATER = new Set(['amend', 'rebase', 'resize'])
+const LATER = new Set(['rebase'])
 
 const PROGRAM_GRAMMAR = grammar('hV', 'T', 'help=h version=V trace:=T', { stopAtOperand: true })
 

@@ -52,6 +52,17 @@ const CREATE_KEYS: Readonly<Record<string, readonly CreateKey[]>> = {
   raw: [SIZE, ...FILE_KEYS, { name: 'preallocation', kind: 'str', text: 'Preallocation mode (allowed values: off, falloc, full)', protocol: true }],
 }
 
+const CREATED_ALIKE = new Set(['size', 'compat', 'backing_file', 'backing_fmt', 'data_file', 'data_file_raw', 'lazy_refcounts', 'refcount_bits'])
+
+/** What an image that is there can be given. */
+const AMEND_KEYS: readonly CreateKey[] = [
+  ...(CREATE_KEYS.qcow2 ?? []).filter(({ name }) => CREATED_ALIKE.has(name) || name === 'encrypt.iter-time'),
+  { name: 'encrypt.keyslot', kind: 'num', text: 'Select a single keyslot to modify explicitly' },
+  { name: 'encrypt.new-secret', kind: 'str', text: 'New secret to set in the matching keyslots. Empty string to erase' },
+  { name: 'encrypt.old-secret', kind: 'str', text: 'Select all keyslots that match this password' },
+  { name: 'encrypt.state', kind: 'str', text: 'Select new state of affected keyslots (active/inactive)' },
+]
+
 /** What `create` prints although nobody said it. */
 const DEFAULTS: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   qcow2: { cluster_size: '65536', extended_l2: 'off', compression_type: 'zlib', lazy_refcounts: 'off', refcount_bits: '16' },
@@ -100,17 +111,40 @@ export function createKeys(): { name: string; kind: string; text: string }[] {
 
 /** The help of `-o help`, with the keys of the file below if its name is known. */
 export function createHelp(format: 'qcow2' | 'raw', file: boolean): string {
-  const keys = (CREATE_KEYS[format] ?? []).filter(({ protocol }) => file || !protocol)
-  const rows = keys.map(({ name, kind, text }) => `  ${`${name}=<${kind}>`.padEnd(22)} - ${text}\n`).sort()
+  const rows = rowsOf((CREATE_KEYS[format] ?? []).filter(({ protocol }) => file || !protocol))
   const first = file ? 'Supported options:\n' : `Supported ${format} options:\n`
   const last = file ? '' : '\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n'
   return first + rows.join('') + last
 }
 
+/** The help of `amend -o help`. */
+export function amendHelp(): string {
+  return `Amend options for 'qcow2':\n${rowsOf(AMEND_KEYS).join('')}`
+}
+
+function rowsOf(keys: readonly CreateKey[]): string[] {
+  return keys.map(({ name, kind, text }) => `  ${`${name}=<${kind}>`.padEnd(22)} - ${text}\n`).sort()
+}
+
+/** Reads a list for an image that is there. */
+export function readAmendValues(list: string): CreateValues {
+  const only = CREATE_KEYS.qcow2?.filter(({ name }) => !AMEND_KEYS.some((key) => key.name === name)) ?? []
+  const said = splitList(list).find(({ key, value }) => value !== undefined && only.some(({ name }) => name === key))
+  try {
+    return readValues(AMEND_KEYS, list)
+  } catch (error) {
+    const about = said !== undefined && error instanceof Refusal && error.message === `Invalid parameter '${said.key}'`
+    throw about ? new Refusal(error.message, { hint: 'This option is only supported for image creation' }) : error
+  }
+}
+
 /** Reads a list for a new image. The first thing that is wrong with it is refused. */
 export function readCreateValues(format: 'qcow2' | 'raw', list: string | undefined): CreateValues {
+  return readValues(CREATE_KEYS[format] ?? [], list)
+}
+
+function readValues(keys: readonly CreateKey[], list: string | undefined): CreateValues {
   const values: CreateValues = new Map()
-  const keys = CREATE_KEYS[format] ?? []
   for (const { key, value } of list === undefined ? [] : splitList(list)) {
     const known = keys.find(({ name }) => name === key)
     if (known) {

@@ -11,6 +11,7 @@
 #[macro_use]
 extern crate napi_derive;
 
+mod amend;
 mod bitmaps;
 mod buffers;
 mod call;

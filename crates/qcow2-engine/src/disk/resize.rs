@@ -28,7 +28,7 @@ pub struct ResizeOptions {
 }
 
 impl Disk {
-    /// Gives the disk another size in bytes, a multiple of 512. Waits for the requests accepted before and holds later ones. What is new reads as
+    /// Gives the disk another size in bytes, a multiple of 512 (a raw file: any). Waits for the requests accepted before and holds later ones. What is new reads as
     /// zeros. Durable when it returns.
     ///
     /// # Errors
@@ -41,7 +41,7 @@ impl Disk {
             argument: "size",
             reason: reason.into(),
         };
-        if !size.is_multiple_of(limits::SECTOR) {
+        if matches!(self.top, Top::Image(_)) && !size.is_multiple_of(limits::SECTOR) {
             return Err(invalid("it is no multiple of 512"));
         }
         if size > limits::MAX_VIRTUAL_SIZE {
@@ -67,7 +67,8 @@ impl Disk {
             Top::Raw(raw) => {
                 raw.resize(old, size, options.preallocation)?;
                 if let Some(view) = self.chain.view(0) {
-                    view.set_virtual_size(size);
+                    // The last sector of a raw file may be there only in part.
+                    view.set_virtual_size(size.next_multiple_of(limits::SECTOR));
                 }
                 self.chain.forget();
                 Ok(())

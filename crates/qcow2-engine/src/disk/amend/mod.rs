@@ -51,7 +51,7 @@ impl Disk {
     /// image is right, with some of the changes made; the same call completes them.
     ///
     /// # Errors
-    /// [`Error::Invalid`]; [`Error::State`] with code `AMEND` for what cannot be, `REFCOUNT_WIDTH` for a count that is too large, `REFCOUNT_TABLE_FULL`;
+    /// [`Error::Invalid`]; [`Error::State`] with code `AMEND` for what cannot be, `REFCOUNT_OVERFLOW` for a count that is too large, `REFCOUNT_TABLE_FULL`;
     /// [`Error::Cancelled`]; those of [`Disk::resize`] and [`Disk::flush`].
     pub fn amend(&self, options: &AmendOptions, job: &JobContext) -> Result<()> {
         let outcome = self.amend_open(options, job);

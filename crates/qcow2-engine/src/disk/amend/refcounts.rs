@@ -170,7 +170,7 @@ impl<'a> Old<'a> {
             if count > order.max() {
                 let offset = cluster << self.geometry.cluster_bits();
                 return Err(Error::State {
-                    code: "REFCOUNT_WIDTH",
+                    code: "REFCOUNT_OVERFLOW",
                     path: self.storage.path().map(Into::into),
                     reason: format!(
                         "Cannot decrease refcount entry width to {} bits: Cluster at offset {offset:#x} has a refcount of {count}",

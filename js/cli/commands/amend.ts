@@ -1,0 +1,128 @@
+/** `amend`: the format of an image is changed in place. */
+import { type CommandHelp, ROWS } from '../help.js'
+import { formatJson } from '../json.js'
+import { type AmendOptions, library } from '../library.js'
+import { type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
+import { amendHelp, asksForHelp, type CreateValues, isOn, isTargetFormat, joinLists, readAmendValues } from '../options.js'
+import type { Program } from '../program.js'
+import { ProgressLine } from '../progress.js'
+import { misuse, Refusal } from '../refusal.js'
+import { withoutPath } from '../texts.js'
+import { commandGrammar, isCacheMode, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { changeFault, openWritable } from '../writable.js'
+
+const GRAMMAR = commandGrammar('pq', 'oft', 'options:=o format:=f image-opts cache:=t force object: !output: progress=p quiet=q')
+
+const HELP: CommandHelp = {
+  summary: 'Change the format of a qcow2 image in place: version, refcount width, lazy refcounts, data file, size.',
+  usage: '-o OPTIONS [-f FMT] [-p] [-q] [--force] [--output human|json] FILE',
+  options: [
+    ['-o, --options KEY=VALUE,…', 'what is changed; -o help lists it'],
+    ROWS.format,
+    ['--force', 'accepted; it lifts refusals about key slots only'],
+    ['-t, --cache MODE', 'accepted; what is changed is on the device when the command ends'],
+    ROWS.progress,
+    ROWS.quiet,
+    ROWS.output,
+    ROWS.gate,
+  ],
+  examples: ['amend -o compat=1.1,lazy_refcounts=on disk.qcow2', 'amend -p -o refcount_bits=32 disk.qcow2'],
+}
+
+const DOWNGRADED = /^(v2|0\.10)$/
+const UPGRADED = /^(v3|1\.1)$/
+
+/** Runs the command. */
+export async function amend(program: Program, words: readonly string[]): Promise<number> {
+  let format: string | undefined
+  let list: string | undefined
+  let form = 'human' as 'human' | 'json'
+  let cache = 'writeback'
+  let progress = false
+  let quiet = false
+  let imageOpts = false
+  let policy: GatePolicy = 'plain'
+  const operands = readWords(program, words, GRAMMAR, HELP, (id, value) => {
+    if (id === 'f') format = value
+    else if (id === 'o') list = joinLists(list, value)
+    else if (id === 't') cache = value
+    else if (id === 'p') progress = true
+    else if (id === 'q') quiet = true
+    else if (id === 'output') form = outputForm(value)
+    else if (id === 'object') refuseObject(value)
+    else if (id === 'image-opts') imageOpts = true
+    else if (id === 'backing-files') policy = gatePolicy(value)
+  })
+  if (list === undefined) throw misuse('Must specify options (-o)')
+  if (format !== undefined && asksForHelp(list)) return help(program, format)
+  const [file, surplus] = operands
+  if (file === undefined || surplus !== undefined) throw new Refusal('Expecting one image file name')
+  if (imageOpts) throw refuseImageOpts(format)
+  if (!isCacheMode(cache)) throw new Refusal(`Invalid cache option: ${cache}`)
+  const line = new ProgressLine(program, progress && !quiet, 1)
+  try {
+    const name = imageName(file)
+    // As qemu-img: what is wrong with the image is told before what is wrong with the list.
+    const disk = await openWritable(program, name, format, policy)
+    const kind = disk.format
+    await disk.close()
+    if (asksForHelp(list)) return help(program, kind)
+    if (kind !== 'qcow2') throw new Refusal(`Format driver '${kind}' does not support option amendment`)
+    const options = optionsOf(readAmendValues(list))
+    line.start()
+    const virtualSize = await run(program, name, { ...options, ...gateOptions(policy) }, line)
+    line.finish(true)
+    if (form === 'json') program.out.print(`${formatJson({ filename: name.given, 'virtual-size': virtualSize })}\n`)
+  } finally {
+    line.end()
+  }
+  return 0
+}
+
+function help(program: Program, format: string): number {
+  if (!isTargetFormat(format)) throw new Refusal(`Unknown file format '${format}'`)
+  if (format !== 'qcow2') throw new Refusal(`Format driver '${format}' does not support option amendment`)
+  program.out.print(amendHelp())
+  return 0
+}
+
+/** What is asked for, in the library's terms. */
+function optionsOf(values: CreateValues): AmendOptions {
+  const compat = values.get('compat')
+  if (compat !== undefined && !DOWNGRADED.test(compat) && !UPGRADED.test(compat)) throw new Refusal(`Unknown compatibility level ${compat}`)
+  if ([...values.keys()].some((key) => key.startsWith('encrypt.'))) {
+    throw new Refusal("Can't amend encryption options - encryption not present")
+  }
+  const bits = values.get('refcount_bits')
+  if (bits !== undefined && !/^(1|2|4|8|16|32|64)$/.test(bits)) {
+    throw new Refusal('Refcount width must be a power of two and may not exceed 64 bits')
+  }
+  if (values.has('backing_file') || values.has('backing_fmt')) {
+    throw new Refusal('Cannot amend the backing file', { hint: "You can use 'qemu-img rebase' instead." })
+  }
+  const size = values.get('size')
+  const dataFile = values.get('data_file')
+  if (size !== undefined && BigInt(size) % 512n !== 0n) throw new Refusal('The new size must be a multiple of 512')
+  return {
+    ...(compat === undefined ? {} : { compat: DOWNGRADED.test(compat) ? '0.10' : '1.1' }),
+    ...(bits === undefined ? {} : { refcountBits: Number(bits) }),
+    ...(values.has('lazy_refcounts') ? { lazyRefcounts: isOn(values, 'lazy_refcounts') } : {}),
+    ...(values.has('data_file_raw') ? { dataFileRaw: isOn(values, 'data_file_raw') } : {}),
+    ...(dataFile === undefined ? {} : { dataFileName: dataFile }),
+    ...(size === undefined ? {} : { size: BigInt(size) }),
+  }
+}
+
+async function run(program: Program, name: ImageName, options: AmendOptions, line: ProgressLine): Promise<number | bigint> {
+  const { Qcow2Error } = library()
+  try {
+    const { virtualSize } = await library().amend(name.path, { ...options, signal: program.signal, onProgress: line.update })
+    return virtualSize
+  } catch (error) {
+    if (program.signal.aborted || !(error instanceof Qcow2Error)) throw error
+    if (/_(AMEND|REFCOUNT_OVERFLOW|REFCOUNT_TABLE_FULL)$/.test(error.code)) throw new Refusal(withoutPath(error))
+    if (error.code === 'ERR_QCOW2_RESIZE_SNAPSHOTS') throw new Refusal("Can't resize a v2 image which has snapshots")
+    const refusal = openRefusal(error, name)
+    throw refusal instanceof Refusal && error.syscall !== 'write' ? refusal : new Refusal(changeFault(error))
+  }
+}
