@@ -36,6 +36,7 @@ mod outbox;
 mod pool;
 mod raw;
 mod read;
+mod rebase;
 mod snapshots;
 mod source;
 mod target;

@@ -4,9 +4,9 @@
 //! same place of the same file. What is left is cut into pieces, which several threads read and compare. The first difference by offset wins,
 //! whoever finds one first.
 
-mod pieces;
-mod side;
-mod walk;
+pub(crate) mod pieces;
+pub(crate) mod side;
+pub(crate) mod walk;
 
 use qcow2_format::GuestOffset;
 

@@ -188,7 +188,7 @@ fn both(one: (bool, bool), other: (bool, bool)) -> (bool, bool) {
 }
 
 /// The runs from `at` to `end` or not quite as far. Behind the end of the disk: one of zeros.
-fn runs(chain: &Chain, at: u64, end: u64) -> Result<Vec<Run>> {
+pub(crate) fn runs(chain: &Chain, at: u64, end: u64) -> Result<Vec<Run>> {
     if at < chain.virtual_size() {
         return chain.resolve(GuestOffset(at), end - at, RUNS);
     }
@@ -200,11 +200,11 @@ fn runs(chain: &Chain, at: u64, end: u64) -> Result<Vec<Run>> {
     }])
 }
 
-fn covered(runs: &[Run]) -> u64 {
+pub(crate) fn covered(runs: &[Run]) -> u64 {
     runs.last().map_or(0, |run| run.end().0)
 }
 
-fn is_zero(run: &Run) -> bool {
+pub(crate) fn is_zero(run: &Run) -> bool {
     matches!(run.kind, RunKind::Zero { .. } | RunKind::Unallocated)
 }
 

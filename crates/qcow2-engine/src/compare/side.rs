@@ -18,19 +18,21 @@ const LONGEST: u64 = (1 << 31) - 512;
 
 /// What is known of one side from some offset on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known<'a> {
+pub(crate) struct Known<'a> {
     /// Up to where it is known.
-    pub(super) end: u64,
+    pub(crate) end: u64,
     /// Reads as zeros.
-    pub(super) zero: bool,
+    pub(crate) zero: bool,
+    /// The top layer itself has it.
+    pub(crate) top: bool,
     /// Where the bytes stand, if they stand as they are.
-    pub(super) place: Option<(&'a dyn Storage, HostOffset)>,
+    pub(crate) place: Option<(&'a dyn Storage, HostOffset)>,
     flags: Flags,
 }
 
 /// What a strict comparison compares: the flags of QEMU's block status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Flags {
+pub(crate) struct Flags {
     present: bool,
     zero: bool,
     data: bool,
@@ -47,13 +49,13 @@ impl Known<'_> {
 }
 
 /// One side: its statuses, fetched in batches.
-pub(super) struct Side<'a> {
+pub(crate) struct Side<'a> {
     chain: &'a Chain,
     statuses: VecDeque<Status>,
 }
 
 impl<'a> Side<'a> {
-    pub(super) fn new(chain: &'a Chain) -> Self {
+    pub(crate) fn new(chain: &'a Chain) -> Self {
         Self {
             chain,
             statuses: VecDeque::new(),
@@ -61,7 +63,7 @@ impl<'a> Side<'a> {
     }
 
     /// What is known from `at` on. Behind the end of the disk: zeros. The offsets that are asked for rise.
-    pub(super) fn status(&mut self, at: u64) -> Result<Known<'a>> {
+    pub(crate) fn status(&mut self, at: u64) -> Result<Known<'a>> {
         let virtual_size = self.chain.virtual_size();
         while self.statuses.front().is_some_and(|status| end_of(status) <= at) {
             self.statuses.pop_front();
@@ -75,6 +77,7 @@ impl<'a> Side<'a> {
         Ok(Known {
             end: end_of(status),
             zero: status.zero,
+            top: status.depth == 0 && status.present,
             place: self.place(status, at),
             flags: Flags {
                 present: status.present,
@@ -136,6 +139,7 @@ fn end_of(status: &Status) -> u64 {
 const BEHIND_THE_END: Known<'_> = Known {
     end: u64::MAX,
     zero: true,
+    top: false,
     place: None,
     flags: Flags {
         present: false,

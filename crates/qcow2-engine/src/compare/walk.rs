@@ -105,7 +105,7 @@ impl<'a> Walk<'a> {
 }
 
 /// Whether both sides have the range as the same bytes of the same file.
-fn same_place(a: &Known<'_>, b: &Known<'_>) -> bool {
+pub(crate) fn same_place(a: &Known<'_>, b: &Known<'_>) -> bool {
     match (a.place, b.place) {
         (Some((storage, offset)), Some((other, at))) => offset == at && crate::layer::same_place(storage, other),
         _ => false,
