@@ -578,6 +578,30 @@ export interface RangeFacts {
  */
 export declare function read(id: CallId, chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
 
+/**
+ * Makes the top of `disk`, which is opened over its new backing file, read as over `old`, the chain below it so far, and name the new one. The handles
+ * stay open. Reports progress; completes with what was done.
+ */
+export declare function rebase(id: CallId, disk: Handle, old: Handle | undefined | null, options: RebaseSpec): void
+
+/** What a rebase did, in guest bytes. */
+export interface RebaseFacts {
+  /** Bytes of the old backing file that were written to the top. */
+  dataBytes: bigint
+  /** Bytes that the top was made to say zero for. */
+  zeroBytes: bigint
+}
+
+/** How to rebase. */
+export interface RebaseSpec {
+  /** Name of the new backing file as it is recorded; none: there is none. */
+  backing?: string
+  /** Its format. */
+  backingFormat?: string
+  /** Only the name is changed. */
+  unchecked: boolean
+}
+
 /** Checks a source and repairs what it can. Reports progress; completes with what there was, what was done, and what there is. */
 export declare function repair(id: CallId, source: SourceSpec, layer: LayerSpec, options: RepairSpec): void
 

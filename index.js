@@ -869,6 +869,7 @@ module.exports.openDisk = nativeBinding.openDisk
 module.exports.openLayer = nativeBinding.openLayer
 module.exports.probeFormat = nativeBinding.probeFormat
 module.exports.read = nativeBinding.read
+module.exports.rebase = nativeBinding.rebase
 module.exports.repair = nativeBinding.repair
 module.exports.resize = nativeBinding.resize
 module.exports.shutdown = nativeBinding.shutdown

@@ -51,6 +51,19 @@ export async function openLayers(located: Located, settings: Settings, written?:
   }
 }
 
+/** Opens a source alone: nothing that it names, but for a data file. */
+export async function openTop(located: Located, settings: Settings): Promise<OpenedLayer> {
+  const layers: OpenedLayer[] = []
+  try {
+    const step: Step = { spec: located.spec, path: located.path, format: settings.format, writable: settings.writable }
+    await openOne(step, layers, settings)
+    return layers[0] as OpenedLayer
+  } catch (error) {
+    await closeLayers(layers)
+    throw await withHolder(error)
+  }
+}
+
 /** Closes layers that are not part of a chain yet. */
 export async function closeLayers(layers: readonly OpenedLayer[]): Promise<void> {
   await Promise.all(layers.map(({ facts }) => closeHandle(facts.handle).catch(() => {})))
@@ -100,6 +113,12 @@ interface Step {
 
 /** Opens one layer, with its data file, and finds out what lies below. */
 async function openNext(step: Step, layers: OpenedLayer[], settings: Settings, written?: WrittenBelow): Promise<Step | undefined> {
+  const { facts, description } = await openOne(step, layers, settings)
+  if (facts.backingFile === undefined || facts.backingFile === null) return undefined
+  return stepDown(facts, description, settings, written)
+}
+
+async function openOne(step: Step, layers: OpenedLayer[], settings: Settings): Promise<{ facts: LayerFacts; description: LayerDescription }> {
   const depth = layers.length
   refuseDepth(depth, settings)
   const facts = await openLayer(step, depth, settings)
@@ -111,8 +130,7 @@ async function openNext(step: Step, layers: OpenedLayer[], settings: Settings, w
   refuseLoop(layers)
   refuseNamesOfProbed(facts, description, settings)
   if (facts.needsDataFile === true) await attachDataFile(layers, description, step.writable, settings)
-  if (facts.backingFile === undefined || facts.backingFile === null) return undefined
-  return stepDown(facts, description, settings, written)
+  return { facts, description }
 }
 
 function openLayer(step: Step, depth: number, settings: Settings): Promise<LayerFacts> {

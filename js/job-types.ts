@@ -235,6 +235,30 @@ export interface CommitResult {
   emptied: boolean
 }
 
+/** Options of {@link rebase}. */
+export interface RebaseOptions
+  extends JobOptions,
+    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cacheSize'> {
+  /** Name of the new backing file as it is recorded, relative to the image's folder; `null`: none. */
+  backing: string | null
+  /** Its format; required unless `backing` is `null`. */
+  backingFormat?: Format
+  /**
+   * Change the name alone: neither backing file is opened, and what the image reads as is the caller's matter. Default false.
+   */
+  unsafe?: boolean
+}
+
+/** What {@link rebase} did, in guest bytes; `bigint` where they pass 2^53-1, or with that option. */
+export interface RebaseResult {
+  /** The backing file's recorded name now. */
+  backing: string | null
+  /** Bytes of the old backing file that were written to the image. */
+  dataBytes: number | bigint
+  /** Bytes that the image was made to say zero for. */
+  zeroBytes: number | bigint
+}
+
 /** Options of {@link measure}: of the target, and of `open` for a source. */
 export interface MeasureOptions
   extends Pick<

@@ -25,6 +25,7 @@ export const COMMANDS: readonly (readonly [string, string])[] = [
   ['map', 'show where the bytes of an image are'],
   ['measure', 'calculate the file size that a new image will need'],
   ['resize', 'give the disk of an image another size'],
+  ['rebase', 'give an overlay another backing file'],
   ['snapshot', 'list, make, apply and delete internal snapshots'],
 ]
 

@@ -26,6 +26,7 @@ export type {
   OpenOptions,
   Progress,
   Qcow2Error,
+  RebaseResult,
   Run,
   SnapshotInfo,
 } from '../index.js'

@@ -25,12 +25,10 @@ const COMMANDS: Readonly<Record<string, () => Command>> = {
   info: () => (require('./commands/info.js') as typeof import('./commands/info.js')).info,
   map: () => (require('./commands/map.js') as typeof import('./commands/map.js')).map,
   measure: () => (require('./commands/measure.js') as typeof import('./commands/measure.js')).measure,
+  rebase: () => (require('./commands/rebase.js') as typeof import('./commands/rebase.js')).rebase,
   resize: () => (require('./commands/resize.js') as typeof import('./commands/resize.js')).resize,
   snapshot: () => (require('./commands/snapshot.js') as typeof import('./commands/snapshot.js')).snapshot,
 }
-
-/** What qemu-img can do and this version cannot. */
-const LATER = new Set(['rebase'])
 
 const PROGRAM_GRAMMAR = grammar('hV', 'T', 'help=h version=V trace:=T', { stopAtOperand: true })
 
@@ -59,7 +57,6 @@ async function main(words: readonly string[]): Promise<number> {
 async function run(program: Program, words: readonly string[]): Promise<number> {
   const [command, ...rest] = readProgramWords(program, words)
   if (command === undefined) throw misuse('Not enough arguments')
-  if (LATER.has(command)) throw new Refusal(`The command '${command}' is not in this version`)
   const load = Object.hasOwn(COMMANDS, command) ? COMMANDS[command] : undefined
   if (load === undefined) throw misuse(`Command not found: ${command}`)
   program.command = command

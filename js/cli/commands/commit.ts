@@ -9,6 +9,7 @@ import { ProgressLine } from '../progress.js'
 import { Refusal } from '../refusal.js'
 import { jobText } from '../texts.js'
 import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { warnOfGuess } from '../writable.js'
 
 const GRAMMAR = commandGrammar('dpq', 'bfrt', 'base:=b cache:=t drop=d format:=f image-opts object: !output: progress=p quiet=q rate:=r')
 
@@ -63,6 +64,7 @@ export async function commit(program: Program, words: readonly string[]): Promis
   if (!isCacheMode(cache)) throw new Refusal(`Invalid cache option: ${cache}`)
   const name = imageName(file)
   const kind = await formatOf(name, format, program.signal)
+  if (format === undefined && kind === 'raw') warnOfGuess(name)
   const line = new ProgressLine(program, progress && !quiet, 1)
   try {
     line.start()
