@@ -6,6 +6,7 @@ import { once } from 'node:events'
 import { copyFileSync, existsSync, linkSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
+import { COMMANDS as ALL_COMMANDS } from '../js/cli/help.js'
 import { humanSize, twoDigits } from '../js/cli/human.js'
 import { formatJson, inHashOrder } from '../js/cli/json.js'
 import { readSize } from '../js/cli/numbers.js'
@@ -15,7 +16,7 @@ import { must, qemu, temporaryFolder } from './support/qemu.js'
 const folder = join(temporaryFolder(), 'behaviour')
 mkdirSync(folder)
 const run = (words: string[], input?: Uint8Array) => answer('qemu-img', words, { cwd: folder, ours: true, ...(input === undefined ? {} : { input }) })
-const COMMANDS = ['bench', 'bitmap', 'check', 'commit', 'compare', 'convert', 'create', 'dd', 'info', 'map', 'measure', 'rebase', 'snapshot']
+const COMMANDS = ALL_COMMANDS.map(([name]) => name)
 /** Does not compress, so that it takes its time. */
 const NOISE = 64 << 20
 
@@ -175,7 +176,11 @@ test('--backing-files narrows what an image may name', async (t) => {
   await must('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', '../base.q', '-F', 'qcow2', 'deep/o.q'], { cwd: folder })
   t.is((await run(['map', 'deep/o.q'])).code, 0)
   t.is((await run(['map', '--backing-files', 'same-directory', 'o.q'])).code, 0)
+  t.is((await run(['info', '--backing-chain', '--backing-files', 'same-directory', 'o.q'])).code, 0)
+  t.is((await run(['info', '--backing-files', 'deny', 'o.q'])).code, 0)
   for (const words of [
+    ['info', '--backing-chain', '--backing-files=same-directory', 'deep/o.q'],
+    ['info', '--backing-chain', '--backing-files=deny', 'o.q'],
     ['map', '--backing-files=same-directory', 'deep/o.q'],
     ['map', '--backing-files=deny', 'o.q'],
   ]) {

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
 import { describeAll, optionsOf } from '../js/cli/catalog.js'
+import { namesOfRow } from '../js/cli/help.js'
 import { run } from './support/qemu.js'
 
 interface Row {
@@ -99,4 +100,18 @@ test('a command whose options all work is told so', async (t) => {
     [],
     'commands that are there, and the page does not know it',
   )
+})
+
+test('--help has a row for each option that a command takes, and for no other', async (t) => {
+  for (const command of await describeAll()) {
+    const later = (tables().get(command.name) ?? []).filter(({ state }) => state === 'not yet').flatMap(({ names }) => names)
+    for (const { names, text } of optionsOf(command)) t.true(text !== '' || later.includes(names[0] ?? ''), `${command.name} ${names}`)
+    const taken = optionsOf(command).flatMap(({ names }) => names)
+    const shown = command.help.options.flatMap(([row]) => namesOfRow(row).map(({ name }) => name))
+    t.deepEqual(
+      shown.filter((name) => !taken.includes(name)),
+      [],
+      command.name,
+    )
+  }
 })

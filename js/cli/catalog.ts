@@ -2,7 +2,7 @@
  * What the commands take, from where they read it themselves: completions, the manual page and the tests of the documentation are made of this.
  */
 import type { Grammar } from './getopt.js'
-import { COMMANDS, type CommandHelp } from './help.js'
+import { COMMANDS, type CommandHelp, namesOfRow } from './help.js'
 import type { Command, Program } from './program.js'
 
 /** What a command takes. */
@@ -71,16 +71,4 @@ export function optionsOf({ grammar, help }: Pick<Description, 'grammar' | 'help
     }
   }
   return [...shapes.values()]
-}
-
-/** The options that a row of the help is about: `-f, --format FMT` are two names of one. What is no option has none. */
-export function namesOfRow(row: string): { name: string; value?: string }[] {
-  if (!row.startsWith('-')) return []
-  const parts = row.split(', ').map((part) => /^(\S+)(?: (.+))?$/.exec(part) as RegExpExecArray)
-  const last = parts.at(-1)?.[2]
-  return parts.map(([, name = '', own], index) => {
-    // Of `-f, --format FMT` the value is that of both.
-    const value = own ?? (index === parts.length - 2 ? last : undefined)
-    return value === undefined ? { name } : { name, value }
-  })
 }

@@ -1,4 +1,5 @@
 /** The texts of `--help`. */
+import type { Grammar } from './getopt.js'
 import type { Program } from './program.js'
 
 /** What the help of a command is made of. `examples` are argument lists that work as they stand. */
@@ -69,3 +70,34 @@ export const ROWS = {
   progress: ['-p, --progress', 'print the progress; without it, SIGUSR1 prints it on stderr'],
   gate: ['--backing-files same-directory|deny', 'open fewer of the files that an image names (default: any regular file or block device)'],
 } as const satisfies Record<string, readonly [string, string]>
+
+/** What is the same in every command that takes it, and stands at the end of its options. */
+const COMMON: readonly (readonly [string, string])[] = [
+  ['--image-opts', 'a name is a list of options, such as driver=qcow2,file.filename=disk.qcow2'],
+  ['--target-image-opts', 'the same for the target'],
+  ['--object TYPE,KEY=VALUE,…', 'define an object, such as a secret'],
+  ROWS.gate,
+]
+
+/** The help of a command with a row for each option that its grammar has. */
+export function wholeHelp(grammar: Grammar, help: CommandHelp): CommandHelp {
+  const there = new Set(help.options.flatMap(([row]) => namesOfRow(row).map(({ name }) => name)))
+  const rows = COMMON.filter(([row]) =>
+    namesOfRow(row).every(({ name }) => !there.has(name) && grammar.long.some((option) => name === `--${option.name}`)),
+  )
+  const end = help.options.findIndex(([row]) => !row.startsWith('-'))
+  const at = end === -1 ? help.options.length : end
+  return { ...help, options: [...help.options.slice(0, at), ...rows, ...help.options.slice(at)] }
+}
+
+/** The options that a row of the help is about: `-f, --format FMT` are two names of one. What is no option has none. */
+export function namesOfRow(row: string): { name: string; value?: string }[] {
+  if (!row.startsWith('-')) return []
+  const parts = row.split(', ').map((part) => /^(\S+)(?: (.+))?$/.exec(part) as RegExpExecArray)
+  const last = parts.at(-1)?.[2]
+  return parts.map(([, name = '', own], index) => {
+    // Of `-f, --format FMT` the value is that of both.
+    const value = own ?? (index === parts.length - 2 ? last : undefined)
+    return value === undefined ? { name } : { name, value }
+  })
+}

@@ -1,6 +1,6 @@
 /** The options that several commands share. */
 import { type Grammar, grammar, OptionFault, readOptions } from './getopt.js'
-import { type CommandHelp, commandHelp } from './help.js'
+import { type CommandHelp, commandHelp, wholeHelp } from './help.js'
 import { printError } from './output.js'
 import { helpHint, type Program } from './program.js'
 import { misuse, Refusal } from './refusal.js'
@@ -14,7 +14,12 @@ export class Done extends Error {
 
 /** The grammar of a command, with `--help` and the options that only this program has. */
 export function commandGrammar(flags: string, valued: string, long: string): Grammar {
-  return grammar(`h${flags}`, valued, `help=h ${long} !backing-files:`)
+  return plainGrammar(flags, valued, `${long} !backing-files:`)
+}
+
+/** The grammar of a command that opens no file which an image names, with `--help`. */
+export function plainGrammar(flags: string, valued: string, long: string): Grammar {
+  return grammar(`h${flags}`, valued, `help=h${long === '' ? '' : ` ${long}`}`)
 }
 
 /**
@@ -27,11 +32,12 @@ export function readWords(
   help: CommandHelp,
   on: (id: string, value: string) => void,
 ): string[] {
-  program.describe?.(grammar, help)
+  const whole = wholeHelp(grammar, help)
+  program.describe?.(grammar, whole)
   try {
     return readOptions(words, grammar, (id, value) => {
       if (id === 'h') {
-        program.out.print(commandHelp(program, help))
+        program.out.print(commandHelp(program, whole))
         throw new Done(0)
       }
       on(id, value)

@@ -34,7 +34,7 @@ export const HELP: CommandHelp = {
     ['-t, --cache MODE', 'accepted; the page cache is used'],
     ['-i, --aio MODE', 'accepted: threads, native or io_uring; the way to the file is our own'],
     ['-n, --native', 'the same as -i native'],
-    ['-q, --quiet', 'accepted; the result is printed all the same, as qemu-img does'],
+    ['-q', 'accepted; the result is printed all the same, as qemu-img does'],
     ROWS.share,
     ['--output human|json', 'form of the output; json has rates and latencies too'],
     ROWS.gate,

@@ -1,6 +1,5 @@
 /** `completion`: what makes a shell complete the commands. Not a command of qemu-img. */
 import { describeAll } from '../catalog.js'
-import { grammar } from '../getopt.js'
 import type { CommandHelp } from '../help.js'
 import type { Program } from '../program.js'
 import { misuse } from '../refusal.js'
@@ -8,9 +7,9 @@ import { bashScript } from '../shells/bash.js'
 import { fishScript } from '../shells/fish.js'
 import { shellCommand, shellKeys } from '../shells/shapes.js'
 import { zshScript } from '../shells/zsh.js'
-import { readWords } from '../words.js'
+import { plainGrammar, readWords } from '../words.js'
 
-const GRAMMAR = grammar('h', '', 'help=h')
+const GRAMMAR = plainGrammar('', '', '')
 
 const HELP: CommandHelp = {
   summary: 'Print what makes a shell complete commands, options and their values, under the name that this was called by.',

@@ -8,9 +8,9 @@ import { asksForHelp, type CreateValues, createHelp, describeValues, isTargetFor
 import type { Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
 import { beside, isOneFile, isSameFile, refuseNameless, targetFault } from '../targets.js'
-import { commandGrammar, readWords, refuseObject } from '../words.js'
+import { plainGrammar, readWords, refuseObject } from '../words.js'
 
-const GRAMMAR = commandGrammar('qu', 'Fbfo', 'quiet=q object: format:=f backing:=b backing-format:=F backing-unsafe=u options:=o')
+const GRAMMAR = plainGrammar('qu', 'Fbfo', 'quiet=q object: format:=f backing:=b backing-format:=F backing-unsafe=u options:=o')
 
 const HELP: CommandHelp = {
   summary: 'Make a new image. An existing file is replaced.',

@@ -1,11 +1,13 @@
 /** `info`: facts about an image, or about each image of its chain. */
 
+import { realpathSync } from 'node:fs'
+import { dirname, resolve } from 'node:path'
 import { type CommandHelp, ROWS } from '../help.js'
 import { imageBlock } from '../image-block.js'
 import { describeImage } from '../image-json.js'
 import { formatJson, type JsonObject } from '../json.js'
 import { type Format, type ImageInfo, library } from '../library.js'
-import { formatOf, imageName, openRefusal, refuseSpecial } from '../names.js'
+import { cannotOpen, formatOf, type GatePolicy, gatePolicy, imageName, openRefusal, refuseSpecial } from '../names.js'
 import type { Program } from '../program.js'
 import { Refusal } from '../refusal.js'
 import { commandGrammar, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
@@ -26,6 +28,7 @@ export async function info(program: Program, words: readonly string[]): Promise<
   let chain = false
   let imageOpts = false
   let forceShare = false
+  let policy: GatePolicy = 'plain'
   const operands = readWords(program, words, GRAMMAR, HELP, (id, value) => {
     if (id === 'f') format = value
     else if (id === 'output') form = outputForm(value)
@@ -33,10 +36,11 @@ export async function info(program: Program, words: readonly string[]): Promise<
     else if (id === 'U') forceShare = true
     else if (id === 'object') refuseObject(value)
     else if (id === 'image-opts') imageOpts = true
+    else if (id === 'backing-files') policy = gatePolicy(value)
   })
   const file = oneFile(operands)
   if (imageOpts) throw refuseImageOpts(format)
-  const images = await readImages(program, file, format, { chain, forceShare })
+  const images = await readImages(program, file, format, { chain, forceShare, policy })
   const print = (text: string) => program.out.print(text)
   if (form === 'human') print(images.map(imageBlock).join('\n'))
   else if (chain) print(`${formatJson(images.map(describeImage) as JsonObject[])}\n`)
@@ -54,7 +58,7 @@ async function readImages(
   program: Program,
   file: string,
   format: string | undefined,
-  { chain, forceShare }: { chain: boolean; forceShare: boolean },
+  { chain, forceShare, policy }: { chain: boolean; forceShare: boolean; policy: GatePolicy },
 ): Promise<NamedImage[]> {
   const images: NamedImage[] = []
   const seen = new Set<string>()
@@ -66,9 +70,26 @@ async function readImages(
     const facts = await readFacts(program, name.given, next.format, forceShare)
     images.push({ name: name.path, facts })
     const below = facts.fullBackingFile
+    if (chain && below !== undefined) refuseOutside(policy, name.path, below)
     next = chain && below !== undefined ? { file: below, format: facts.backingFormat } : undefined
   }
   return images
+}
+
+/** What `--backing-files` says of the file that an image names. */
+function refuseOutside(policy: GatePolicy, path: string, below: string): void {
+  const folder = (file: string): string => dirname(resolve(file))
+  if (policy === 'plain' || (policy === 'same-directory' && folder(realpath(path)) === folder(realpath(below)))) return
+  throw cannotOpen(below, `it is not opened, as '${path}' names it and --backing-files is ${policy}`)
+}
+
+/** Where a file really lies; a name that leads nowhere is judged as it stands. */
+function realpath(path: string): string {
+  try {
+    return realpathSync(path)
+  } catch {
+    return path
+  }
 }
 
 async function readFacts(program: Program, given: string, wanted: string | undefined, forceShare: boolean): Promise<ImageInfo> {
