@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { type Images, makeImages } from './lib/images.js'
+import { metadataTasks } from './lib/metadata.js'
 import { bareNode, HEAD, row, type Task } from './lib/pairs.js'
 import { type Measured, must } from './lib/process.js'
 import { table } from './lib/stats.js'
@@ -30,7 +31,8 @@ async function main(): Promise<void> {
   console.log(`${images.text}\n`)
   const node = await bareNode()
   const rows: string[][] = []
-  for (const task of tasks(images)) if (task.name.includes(options.only ?? '')) rows.push(await row(task, pairs, node))
+  const all = [...tasks(images), ...(await metadataTasks(folder, options.quick === true))]
+  for (const task of all) if (task.name.includes(options.only ?? '')) rows.push(await row(task, pairs, node))
   console.log(table(HEAD, rows))
 }
 

@@ -86,7 +86,7 @@ impl Counts {
                 }
             };
             let (begin, length) = (within(at), within(stop.saturating_sub(1)) + 1 - within(at));
-            if times != 1 || !chunk.claim(begin, length) {
+            if times != 1 || !chunk.raise(begin, length, self.maximum) {
                 for index in begin..begin + length {
                     let wanted = chunk.get(index).saturating_add(times);
                     chunk.set(index, wanted.min(self.maximum), &mut self.budget)?;
@@ -214,8 +214,14 @@ impl Chunk {
         if needed > self.bits {
             budget.spend(Self::size(needed).saturating_sub(Self::size(self.bits)))?;
             let mut wider = Self::new(needed);
-            for index in 0..CHUNK_LEN {
-                wider.put(index, self.get(index));
+            if self.bits == 2 && needed == 8 {
+                for (byte, counts) in self.bytes.iter().zip(wider.bytes.as_chunks_mut::<4>().0) {
+                    *counts = [byte & 3, byte >> 2 & 3, byte >> 4 & 3, byte >> 6];
+                }
+            } else {
+                for index in 0..CHUNK_LEN {
+                    wider.put(index, self.get(index));
+                }
             }
             *self = wider;
         }
@@ -244,28 +250,50 @@ impl Chunk {
         }
     }
 
-    /// Sets a row of counts from zero to one at once. `false`, and nothing is changed, if any is not zero or the chunk is a wide one.
-    fn claim(&mut self, begin: usize, length: usize) -> bool {
-        if self.bits != 2 {
-            return false;
-        }
+    /// Adds one to each count of a row at once. `false`, and nothing is changed, if one of them would pass the maximum or needs a wider chunk.
+    fn raise(&mut self, begin: usize, length: usize, maximum: u64) -> bool {
         let end = begin + length;
+        match self.bits {
+            2 => self.raise_packed(begin, end, maximum),
+            8 => {
+                let counts = self.bytes.get_mut(begin..end).unwrap_or_default();
+                let most = u8::try_from(maximum).unwrap_or(u8::MAX);
+                if counts.iter().fold(0, |largest, count| largest.max(*count)) >= most {
+                    return false;
+                }
+                counts.iter_mut().for_each(|count| *count = count.wrapping_add(1));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn raise_packed(&mut self, begin: usize, end: usize, maximum: u64) -> bool {
         // Whole bytes in the middle; what is before and behind goes one by one.
         let (first, last) = (
             begin.next_multiple_of(4).min(end),
             (end / 4 * 4).max(begin.next_multiple_of(4).min(end)),
         );
-        let zero = |index: usize| self.get(index) == 0;
+        let most = maximum.min(3);
+        let room = |index: usize| self.get(index) < most;
         let middle = self.bytes.get(first.div_ceil(4)..last / 4).unwrap_or_default();
-        if !(begin..first).all(zero) || !(last..end).all(zero) || !qcow2_codec::is_zero(middle) {
+        let fits = if most == 3 {
+            middle.iter().fold(0, |full, byte| full | (byte & byte >> 1 & ONES)) == 0
+        } else {
+            qcow2_codec::is_zero(middle)
+        };
+        if !fits || !(begin..first).all(room) || !(last..end).all(room) {
             return false;
         }
         for index in (begin..first).chain(last..end) {
-            self.put(index, 1);
+            self.put(index, self.get(index) + 1);
         }
-        if let Some(middle) = self.bytes.get_mut(first.div_ceil(4)..last / 4) {
-            middle.fill(ONES);
-        }
+        let middle = self.bytes.get_mut(first.div_ceil(4)..last / 4);
+        // No pair of bits overflows into the next.
+        middle
+            .unwrap_or_default()
+            .iter_mut()
+            .for_each(|byte| *byte = byte.wrapping_add(ONES));
         true
     }
 }
@@ -280,6 +308,31 @@ mod tests {
     #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
     use super::*;
+
+    #[test]
+    fn rows_raise_what_they_cover_as_one_by_one_does() {
+        for maximum in [1, 2, 3, 15, 255, 300] {
+            let (mut counts, mut model) = (Counts::new(maximum, 1 << 30), vec![0u64; 4 * CHUNK_LEN]);
+            let mut number = 11u64;
+            for round in 0..900 {
+                number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let first = (number >> 40) as usize % (2 * CHUNK_LEN);
+                let length = 1 + (number >> 20) as usize % [5, 70, 5000][round % 3];
+                let overflows = counts.add(first as u64, length as u64, 1).unwrap();
+                let mut expected = Vec::new();
+                for (cluster, count) in model.iter_mut().enumerate().skip(first).take(length) {
+                    if *count == maximum {
+                        expected.push((cluster as u64, 1));
+                    }
+                    *count = (*count + 1).min(maximum);
+                }
+                assert!(overflows == expected, "{maximum}, round {round}");
+            }
+            for (cluster, count) in model.iter().enumerate() {
+                assert_eq!(counts.get(cluster as u64), *count, "{maximum} {cluster}");
+            }
+        }
+    }
 
     #[test]
     fn counts_are_kept_whatever_their_size_and_stop_at_the_maximum() {

@@ -9,7 +9,7 @@ use qcow2_format::{Header, HostOffset, RefcountTableEntry};
 
 use super::classes::Classes;
 use crate::error::{Error, Result};
-use crate::storage::{Extent, Storage};
+use crate::storage::Storage;
 
 /// What is read at once where tables follow each other.
 const AHEAD: u64 = 1 << 20;
@@ -26,8 +26,8 @@ pub(crate) struct Reader<'a> {
     /// The refcount table, as far as it is in the file.
     pub(crate) refcount_table: Vec<RefcountTableEntry>,
     pub(super) classes: Classes,
-    /// The extent that was asked for last: its begin and what it is.
-    extent: RefCell<Option<(HostOffset, Extent)>>,
+    /// The hole that was found last.
+    hole: RefCell<Range<u64>>,
     /// What was read last: a table, and what followed it.
     window: Window,
 }
@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
             file_length: length.checked_next_multiple_of(512).unwrap_or(length & !511),
             refcount_table: Vec::new(),
             classes: Classes::default(),
-            extent: RefCell::default(),
+            hole: RefCell::default(),
             window: Window::default(),
         };
         let table = reader
@@ -130,16 +130,13 @@ impl<'a> Reader<'a> {
             } else {
                 size
             };
-            // Not into a hole: it may have no end.
-            let data_end = self.extent_at(offset).map_or(u64::MAX, |extent| extent.end.0);
-            let length = ahead.min(data_end.saturating_sub(offset.0)).max(size);
             // Taken away before it is read into: what a failed read leaves is nobody's table.
             let mut bytes = std::mem::take(&mut self.window).bytes;
             if Arc::get_mut(&mut bytes).is_none() {
                 bytes = Arc::default();
             }
             if let Some(bytes) = Arc::get_mut(&mut bytes) {
-                self.read_into(offset, length, bytes)?;
+                self.read_into(offset, ahead, bytes)?;
             }
             self.window = Window {
                 offset: offset.0,
@@ -158,24 +155,21 @@ impl<'a> Reader<'a> {
 
     /// Whether a range lies wholly in a hole of the file, so that it is known to be zeros without reading.
     pub(crate) fn is_hole(&self, offset: HostOffset, length: u64) -> bool {
-        self.extent_at(offset)
-            .is_some_and(|extent| !extent.data && extent.end.0 >= offset.0.saturating_add(length).min(self.file_length))
+        self.hole_at(offset)
+            .is_some_and(|end| end.0 >= offset.0.saturating_add(length).min(self.file_length))
     }
 
-    /// The extent that `offset` lies in; none behind the end of the file.
-    pub(super) fn extent_at(&self, offset: HostOffset) -> Option<Extent> {
+    /// Where the hole ends that `offset` lies in; none where data are, and behind the end of the file.
+    pub(super) fn hole_at(&self, offset: HostOffset) -> Option<HostOffset> {
         if offset.0 >= self.file_length {
             return None;
         }
-        if let Some((begin, extent)) = *self.extent.borrow()
-            && begin <= offset
-            && offset < extent.end
-        {
-            return Some(extent);
+        if self.hole.borrow().contains(&offset.0) {
+            return Some(HostOffset(self.hole.borrow().end));
         }
-        let extent = self.storage.extent(offset).ok()?;
-        *self.extent.borrow_mut() = Some((offset, extent));
-        Some(extent)
+        let end = self.storage.hole_end(offset).ok()??;
+        *self.hole.borrow_mut() = offset.0..end.0;
+        Some(end)
     }
 
     /// The refcount block of a refcount table index.

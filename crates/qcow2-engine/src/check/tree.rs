@@ -9,8 +9,8 @@ use super::reader::words;
 use super::table::{Totals, Walk};
 use super::{Check, Result};
 
-/// Bytes of an L1 table that are read at a time.
-const PIECE: u64 = 1 << 20;
+/// Bytes of an L1 table that are read at a time: no more, since behind them a hole may begin.
+const PIECE: u64 = 64 << 10;
 /// Bytes of memory that remembering an L2 table takes, roughly.
 const MEMORY: u64 = 256;
 
@@ -104,13 +104,11 @@ impl Check<'_> {
         let mut at = begin;
         while at < end {
             self.context.cancel.check()?;
-            let extent = self.reader.extent_at(HostOffset(at));
-            let stop = extent.map_or(end, |extent| extent.end.0.next_multiple_of(8)).min(end);
-            if extent.is_some_and(|extent| !extent.data) {
-                at = stop.max(at + 8);
+            if let Some(hole_end) = self.reader.hole_at(HostOffset(at)) {
+                at = hole_end.0.next_multiple_of(8).min(end).max(at + 8);
                 continue;
             }
-            let length = stop.saturating_sub(at).clamp(8, PIECE);
+            let length = end.saturating_sub(at).clamp(8, PIECE);
             let bytes = match self.reader.read(HostOffset(at), length) {
                 Ok(bytes) => bytes,
                 Err(error) => {

@@ -166,6 +166,10 @@ impl Storage for FileStorage {
         Ok(system::extent(&self.file, offset, end).unwrap_or(Extent { data: true, end }))
     }
 
+    fn hole_end(&self, offset: HostOffset) -> io::Result<Option<HostOffset>> {
+        Ok(system::hole_end(&self.file, offset, HostOffset(self.length()?)))
+    }
+
     fn punch(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
         system::punch(&self.file, offset, length)
     }
@@ -261,7 +265,7 @@ mod system {
         file.write_at(bytes, offset)
     }
 
-    pub(super) use holes::{allocate, extent, punch};
+    pub(super) use holes::{allocate, extent, hole_end, punch};
 
     #[cfg(target_os = "linux")]
     mod holes {
@@ -275,17 +279,8 @@ mod system {
         /// The extent at `offset`, if the file system tells.
         pub(in super::super) fn extent(file: &File, offset: HostOffset, end: HostOffset) -> Option<Extent> {
             let at = i64::try_from(offset.0).ok()?;
-            let data = match lseek(file, at, Whence::SeekData) {
-                Ok(data) => HostOffset(u64::try_from(data).ok()?),
-                // Nothing but a hole up to the end.
-                Err(Errno::ENXIO) if offset < end => return Some(Extent { data: false, end }),
-                Err(_) => return None,
-            };
-            if data > offset {
-                return Some(Extent {
-                    data: false,
-                    end: data.min(end),
-                });
+            if let Some(end) = hole_end(file, offset, end) {
+                return Some(Extent { data: false, end });
             }
             let hole = lseek(file, at, Whence::SeekHole).ok()?;
             let hole = HostOffset(u64::try_from(hole).ok()?);
@@ -293,6 +288,17 @@ mod system {
                 data: true,
                 end: hole.min(end),
             })
+        }
+
+        /// Where the hole at `offset` ends; none where data are, or where the file system does not tell.
+        pub(in super::super) fn hole_end(file: &File, offset: HostOffset, end: HostOffset) -> Option<HostOffset> {
+            let data = match lseek(file, i64::try_from(offset.0).ok()?, Whence::SeekData) {
+                Ok(data) => HostOffset(u64::try_from(data).ok()?),
+                // Nothing but a hole up to the end.
+                Err(Errno::ENXIO) if offset < end => return Some(end),
+                Err(_) => return None,
+            };
+            (data > offset).then_some(data.min(end))
         }
 
         pub(in super::super) fn punch(file: &File, offset: HostOffset, length: u64) -> io::Result<bool> {
@@ -328,6 +334,10 @@ mod system {
         use super::{File, HostOffset, io};
 
         pub(in super::super) fn extent(_: &File, _: HostOffset, _: HostOffset) -> Option<Extent> {
+            None
+        }
+
+        pub(in super::super) fn hole_end(_: &File, _: HostOffset, _: HostOffset) -> Option<HostOffset> {
             None
         }
 
@@ -385,6 +395,10 @@ mod system {
     }
 
     pub(super) fn extent(_: &File, _: HostOffset, _: HostOffset) -> Option<Extent> {
+        None
+    }
+
+    pub(super) fn hole_end(_: &File, _: HostOffset, _: HostOffset) -> Option<HostOffset> {
         None
     }
 

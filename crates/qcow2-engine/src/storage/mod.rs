@@ -109,6 +109,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
         })
     }
 
+    /// Where the hole ends that `offset`, which is inside the file, lies in; none if data are there, as far as is known. Cheaper than [`Storage::extent`]
+    /// where the file is in many pieces: how far data reach is then looked for piece by piece.
+    fn hole_end(&self, offset: HostOffset) -> io::Result<Option<HostOffset>> {
+        let extent = self.extent(offset)?;
+        Ok((!extent.data).then_some(extent.end))
+    }
+
     /// Makes a range read as zeros and gives its space back. `false`: not possible here, nothing was changed.
     fn punch(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
         let _ = (offset, length);

@@ -126,6 +126,10 @@ macro_rules! double {
                 $self.inner.extent(offset)
             }
 
+            fn hole_end(&$self, offset: HostOffset) -> io::Result<Option<HostOffset>> {
+                $self.inner.hole_end(offset)
+            }
+
             fn punch(&$self, offset: HostOffset, length: u64) -> io::Result<bool> {
                 let $operation = || Operation::Punch { offset, length };
                 $before;

@@ -96,6 +96,12 @@ impl Storage for WindowStorage {
         })
     }
 
+    fn hole_end(&self, offset: HostOffset) -> io::Result<Option<HostOffset>> {
+        let end = self.inner.hole_end(self.place(offset)?)?;
+        let end = end.map(|end| end.0.saturating_sub(self.offset));
+        Ok(end.map(|end| HostOffset(self.size.map_or(end, |size| end.min(size)))))
+    }
+
     fn punch(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
         self.inner.punch(self.inside(offset, length)?, length)
     }
