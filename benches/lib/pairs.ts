@@ -16,6 +16,8 @@ export interface Task {
   qemu: string[][]
   /** What each writes; removed before each run. */
   outputs?: [string, string]
+  /** What each changes is made anew before each run, which is not measured. */
+  before?: (side: 'ours' | 'qemu') => Promise<void>
   /** Ours may not be larger. */
   noLarger?: boolean
   /** Runs of each, where it is not the usual number. */
@@ -52,9 +54,10 @@ export async function bareNode(): Promise<number> {
 
 /** Checks that both do the same, measures memory once, then time in pairs. */
 export async function row(task: Task, usualPairs: number, node: number): Promise<string[]> {
-  const run = (args: string[] | undefined, peak = false) => {
+  const run = async (args: string[] | undefined, peak = false) => {
     const output = task.outputs?.[args === undefined ? 0 : 1]
     if (output) rmSync(output, { force: true })
+    await task.before?.(args === undefined ? 'ours' : 'qemu')
     return args === undefined ? measure(process.execPath, [command, ...task.ours], { peak }) : measure('qemu-img', args, { peak })
   }
   // The check is the warm-up too: the page cache holds the source from here on.
