@@ -199,6 +199,10 @@ export interface ConvertFacts {
   zeroBytes: bigint
   /** Clusters that were stored compressed. */
   compressedClusters: bigint
+  /** What could not be read. */
+  lost: Array<LostFacts>
+  /** How much more of that there is. */
+  lostOmitted: bigint
 }
 
 /** A conversion. */
@@ -225,6 +229,10 @@ export interface ConvertSpec {
   maxOutput?: bigint
   /** Most bytes of source a second. */
   rateLimit?: number
+  /** What cannot be read becomes zeros, and is told. */
+  salvage: boolean
+  /** Bitmaps that the target gets, by name. */
+  bitmaps?: Array<string>
 }
 
 /** Makes a new image. Completes with what was made. */
@@ -442,6 +450,20 @@ export interface LayerSpec {
   maxMemory: number
   /** Most layers of a chain. */
   maxChainDepth: number
+}
+
+/** A range of the source that could not be read. Bytes. */
+export interface LostFacts {
+  /** Where it begins. */
+  offset: bigint
+  /** Its length. */
+  length: bigint
+  /** Where its bytes are is not known. */
+  mapping: boolean
+  /** The system's error number; 0: it was not the system. */
+  errno: number
+  /** Why. */
+  reason: string
 }
 
 /**
@@ -721,8 +743,10 @@ export declare function start(onComplete: (triples: Float64Array, values: unknow
 export interface TargetSpec {
   /** The file's path, or… */
   path?: string
-  /** … the handle of memory. */
+  /** … the handle of memory, or… */
   memory?: Handle
+  /** … of a disk that is open for writing. */
+  disk?: Handle
   /** A file that is there already is replaced. */
   overwrite: boolean
   /** Synced before the call completes. */

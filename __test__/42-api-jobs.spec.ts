@@ -204,7 +204,7 @@ test('options of convert that have no meaning are refused by name', async (t) =>
     [{ extendedL2: true, clusterSize: 512 }, 'ERR_QCOW2_CLUSTER_SIZE_EXTENDED_L2'],
     [{ extendedL2: true, compat: '0.10' }, 'ERR_QCOW2_EXTENDED_L2_COMPAT'],
     [{ compression: true, preallocation: 'full' }, 'ERR_QCOW2_COMPRESSION_PREALLOCATION'],
-    [{ noCreate: true, format: 'qcow2' }, 'ERR_QCOW2_IN_PLACE_UNSUPPORTED'],
+    [{ noCreate: true, format: 'qcow2', compression: true }, 'ERR_QCOW2_INVALID_ARGUMENT'],
   ]
   for (const [options, code, suggestion] of cases) {
     const error = await failure(() => convert(top, target, options))

@@ -131,6 +131,8 @@ export interface DiskBitmapFacts {
 export interface TargetSpec {
   path?: string
   memory?: Handle
+  /** A disk that is open for writing. */
+  disk?: Handle
   overwrite: boolean
   durable: boolean
   inPlace: boolean
@@ -177,6 +179,18 @@ export interface ConvertSpec {
   rangeLength?: bigint
   maxOutput?: bigint
   rateLimit?: number
+  salvage: boolean
+  /** Names of bitmaps that the target gets. */
+  bitmaps?: string[]
+}
+
+/** A range of a source that could not be read. */
+export interface LostFacts {
+  offset: bigint
+  length: bigint
+  mapping: boolean
+  errno: number
+  reason: string
 }
 
 /** What a conversion did. */
@@ -184,6 +198,8 @@ export interface ConvertFacts extends CreateFacts {
   dataBytes: bigint
   zeroBytes: bigint
   compressedClusters: bigint
+  lost: LostFacts[]
+  lostOmitted: bigint
 }
 
 /** The answer of a comparison. */

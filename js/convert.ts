@@ -3,13 +3,13 @@
  */
 
 import { availableParallelism } from 'node:os'
-import type { ConvertFacts, ConvertSpec } from './boundary.js'
+import type { ConvertFacts, ConvertSpec, LostFacts } from './boundary.js'
 import { closeHandle, type OpenedChain, openChain } from './chain.js'
 import { createSpec, FILE_RULES, IMAGE_RULES, targetSpec } from './creating.js'
-import { invalid } from './errors.js'
+import { invalid, Qcow2Error } from './errors.js'
 import { chooseFormat } from './format.js'
 import { JOB_RULES, type JobControl, startJob } from './job.js'
-import type { ConvertOptions, ConvertResult } from './job-types.js'
+import type { ConvertOptions, ConvertResult, LostRange } from './job-types.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, text } from './options.js'
 import { worded } from './refusals.js'
@@ -43,6 +43,8 @@ const RULES = {
   rateLimit: memorySize(1),
   noCreate: flag,
   targetIsZero: flag,
+  bitmaps: ((value, name) => (typeof value === 'boolean' ? value : oneOf('skip-broken')(value, name))) as Rule<boolean | 'skip-broken'>,
+  salvage: flag,
   source: sourceRule('convert', SOURCE_RULES),
   limits,
 }
@@ -74,6 +76,7 @@ export function convert(source: Source | readonly Source[], target: Target, opti
     const spec = convertSpec(checked, to)
     const given: readonly unknown[] = Array.isArray(source) ? source : [source]
     if (given.length === 0) throw invalid('source', 'source must name at least one image: the array is empty')
+    if (given.length > 1 && checked.bitmaps) throw invalid('bitmaps', 'bitmaps cannot be copied from several sources')
     if (given.length > 1 && checked.snapshot !== undefined) throw invalid('snapshot', 'snapshot cannot be said for several sources')
     if (Array.isArray(checked.sourceFormat) && checked.sourceFormat.length !== given.length) {
       throw invalid('sourceFormat', `sourceFormat lists ${checked.sourceFormat.length} formats for ${given.length} sources`)
@@ -111,13 +114,47 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
       const backing = await open({ spec: { path, devices: true }, path, release: () => {} }, options.backingFormat, { ...options.source, dataFile })
       spec.backing = backing.handle
     }
-    const facts = await worded(
-      call<ConvertFacts>((addon, id) => addon.convert(id, sources, targetSpec(to, options, options.noCreate ?? false), spec), control),
-    )
-    return resultOf(facts, formats, spec.create.format, options.source?.bigint ?? false)
+    const bitmaps = options.bitmaps ? bitmapsOf(chains[0] as OpenedChain, options.bitmaps) : []
+    if (bitmaps.length > 0) spec.bitmaps = bitmaps
+    const format = options.format ?? to.extension ?? 'qcow2'
+    const target = targetSpec(to, options, options.noCreate ?? false)
+    if (options.noCreate === true && format === 'qcow2') {
+      const disk = await openTarget(to, options, control)
+      chains.push(disk)
+      target.disk = disk.handle
+      // What the pipeline hands over is plain content: the image that is there keeps its own form.
+      spec.create = createSpec({}, 'raw', to)
+    }
+    const facts = await worded(call<ConvertFacts>((addon, id) => addon.convert(id, sources, target, spec), control))
+    if (target.disk !== undefined) {
+      // What was written is durable, and the image's bitmaps are stored, only when closing has succeeded.
+      const disk = chains.pop() as OpenedChain
+      await closeHandle(disk.handle)
+    }
+    return resultOf(facts, formats, format, options.source?.bigint ?? false)
   } finally {
     await Promise.all(chains.map(({ handle }) => closeHandle(handle)))
   }
+}
+
+/** Opens what is there already and is written into. */
+async function openTarget({ path, memory }: LocatedTarget, options: Options, { signal }: JobControl): Promise<OpenedChain> {
+  const { forceShare: _, ...opening } = options.source ?? {}
+  const settings = settingsOf({ ...opening, format: 'qcow2', writable: true, signal })
+  const spec = path === undefined ? { memory: memory as number } : { path, devices: true }
+  return openChain({ spec, ...(path === undefined ? {} : { path }), release: () => {} }, settings)
+}
+
+/** The names of the bitmaps that are copied. */
+function bitmapsOf({ layers }: OpenedChain, which: true | 'skip-broken'): string[] {
+  const bitmaps = layers[0]?.facts.bitmaps ?? []
+  const broken = bitmaps.find(({ inUse }) => inUse)
+  if (broken !== undefined && which !== 'skip-broken') {
+    throw new Qcow2Error('ERR_QCOW2_BITMAP_INCONSISTENT', `bitmap '${broken.name}' is inconsistent: it can only be left out, or removed`, {
+      details: { name: broken.name },
+    })
+  }
+  return bitmaps.filter(({ inUse }) => !inUse).map(({ name }) => name)
 }
 
 /** What a conversion did, as it is told. */
@@ -130,6 +167,17 @@ export function resultOf(facts: ConvertFacts, sourceFormats: Format[], format: F
     dataBytes: narrow(facts.dataBytes, bigint),
     zeroBytes: narrow(facts.zeroBytes, bigint),
     compressedClusters: Number(facts.compressedClusters),
+    ...(facts.lost.length === 0 ? {} : { lost: facts.lost.map((range) => lostRange(range, bigint)), lostOmitted: Number(facts.lostOmitted) }),
+  }
+}
+
+function lostRange({ offset, length, mapping, errno, reason }: LostFacts, bigint: boolean): LostRange {
+  return {
+    offset: narrow(offset, bigint),
+    length: narrow(length, bigint),
+    what: mapping ? 'mapping' : 'data',
+    ...(errno === 0 ? {} : { errno }),
+    message: reason,
   }
 }
 
@@ -148,6 +196,7 @@ function convertSpec(options: Options, to: LocatedTarget): ConvertSpec {
     sparseSize: options.sparseSize ?? 4096,
     threads: options.threads ?? defaultThreads(),
     targetIsZero: options.targetIsZero ?? false,
+    salvage: options.salvage ?? false,
   }
   if (compression !== undefined) spec.compression = compression
   if (options.level !== undefined) spec.level = options.level
@@ -185,5 +234,6 @@ function refuseInPlace(options: Options): void {
     return
   }
   if (options.overwrite === true) throw invalid('overwrite', 'overwrite and noCreate exclude each other')
+  if (options.compression) throw invalid('compression', 'compression needs a new target: noCreate is set')
   if (options.preallocation !== undefined) throw invalid('preallocation', 'preallocation needs a new target: noCreate is set')
 }

@@ -61,7 +61,15 @@ async function run(from: Located, to: LocatedTarget, options: Options, control: 
     const create = createSpec({}, options.format ?? to.extension ?? 'raw', to)
     const { start, length } = rangeOf(options, chain.virtualSize)
     const maxOutput = options.source?.limits?.maxOutputSize
-    const spec: ConvertSpec = { create, sparseSize: 4096, threads: defaultThreads(), targetIsZero: false, rangeStart: start, rangeLength: length }
+    const spec: ConvertSpec = {
+      create,
+      sparseSize: 4096,
+      threads: defaultThreads(),
+      targetIsZero: false,
+      salvage: false,
+      rangeStart: start,
+      rangeLength: length,
+    }
     if (maxOutput !== undefined) spec.maxOutput = maxOutput
     const facts = await worded(call<ConvertFacts>((addon, id) => addon.convert(id, [chain.handle], targetSpec(to, options), spec), control))
     return resultOf(facts, [choice.format], create.format, options.source?.bigint ?? false)

@@ -79,13 +79,34 @@ export interface ConvertOptions extends JobOptions, Omit<CreateOptions, 'size' |
   threads?: number
   /** Most bytes that are copied in a second, 1 or more. Default: none. */
   rateLimit?: SizeOption
-  /** Write into an existing target (raw or a block device) instead of making a new one. */
+  /**
+   * Write into an existing target instead of making a new one: a raw file, a block device, or a qcow2 image, whose own backing and data files are
+   * opened under `source`'s rules. What it has beyond the source stays. A failure leaves it undefined.
+   */
   noCreate?: boolean
   /** With `noCreate`: the target is known to read as zeros. */
   targetIsZero?: boolean
+  /**
+   * Give the target the persistent bitmaps of the source, which is one image. `true`: one that is inconsistent is refused; `'skip-broken'`: it is left
+   * out. Default false.
+   */
+  bitmaps?: boolean | 'skip-broken'
+  /** Write zeros for what cannot be read of the sources, and tell in the result what that was. Default false. */
+  salvage?: boolean
   /** Options of `open` for the sources. */
   source?: SourceOptions
   limits?: Limits
+}
+
+/** A range that could not be read, and became zeros. In bytes. */
+export interface LostRange {
+  offset: number | bigint
+  length: number | bigint
+  /** `'data'`: its bytes could not be read; `'mapping'`: where they are is not known, though they may have been read. */
+  what: 'data' | 'mapping'
+  /** The system's error number, if it was the system. */
+  errno?: number
+  message: string
 }
 
 /** What a conversion did. All counts in bytes; `bigint` where they pass 2^53-1, or with `source: { bigint: true }`. */
@@ -101,6 +122,10 @@ export interface ConvertResult {
   zeroBytes: number | bigint
   /** Clusters that were stored compressed. */
   compressedClusters: number
+  /** With `salvage`: what could not be read, by rising offset, at most 10000 ranges. */
+  lost?: LostRange[]
+  /** How many more there are. */
+  lostOmitted?: number
 }
 
 /** Options of {@link compare}. */

@@ -25,7 +25,6 @@ const SENTENCES: Record<string, [argument: string, sentence: string]> = {
   COMPRESSION_UNSUPPORTED: ['compression', 'compression is an option of qcow2'],
   CONCAT_BACKING: ['backing', 'backing is not possible with several sources'],
   PREALLOCATION_UNSUPPORTED: ['preallocation', "space cannot be reserved here: preallocation 'full', 'metadata' and 'off' are possible"],
-  IN_PLACE_UNSUPPORTED: ['noCreate', "noCreate writes into raw files and block devices only, in this version: say { format: 'raw' }"],
 }
 
 /** Runs a call that makes an image. A fault of an image that is read has a `table`, and keeps its own words. */

@@ -1,13 +1,14 @@
 /** A conversion that was asked for in words: what is refused about it in which order, and how it is done. */
 import { checkCreateValues, createOptionsOf } from './create-checks.js'
-import { type ConvertOptions, type Format, library, type OpenOptions, type Qcow2Error } from './library.js'
+import { type ConvertOptions, type ConvertResult, type Format, library, type OpenOptions, type Qcow2Error } from './library.js'
 import { blame, cannotOpen, formatOf, type GatePolicy, gateOptions, imageName, type OpenedName, openRefusal, refuseSpecial } from './names.js'
 import { type CreateValues, isTargetFormat, readCreateValues } from './options.js'
-import type { Program } from './program.js'
+import { type Program, warn } from './program.js'
 import type { ProgressLine } from './progress.js'
 import { Refusal } from './refusal.js'
 import { type SnapshotParameter, snapshotId, snapshotRefusal } from './snapshots.js'
 import { copyToStdout, Scratch, streamToStdout } from './stdio.js'
+import { strerror } from './strerror.js'
 import { beside, isCreation, refuseNameless, targetFault } from './targets.js'
 import { isSystemError, systemText, withoutPath } from './texts.js'
 import { isCacheMode, notYet } from './words.js'
@@ -27,12 +28,17 @@ export interface Conversion {
   noCreate: boolean
   targetIsZero: boolean
   bitmaps: boolean
+  skipBroken: boolean
+  salvage: boolean
+  quiet: boolean
   threads: number | undefined
   rateLimit: bigint | undefined
   cache: string
   forceShare: boolean
   policy: GatePolicy
 }
+
+const DOWNGRADED = /^(v2|0\.10)$/
 
 /** The options with which the sources are opened. */
 type SourceOptions = Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'forceShare'>
@@ -90,13 +96,21 @@ async function targetOptions(
     if (!isTargetFormat(format)) throw new Refusal(`Unknown file format '${format}'`)
     const values = readValues(asked, format)
     refuseTarget(asked, format, values)
-    await refuseBitmaps(program, asked, format, names)
+    const bitmaps = await chooseBitmaps(program, asked, format, names)
+    if (bitmaps && DOWNGRADED.test(values.get('compat') ?? '')) throw new Refusal("Format driver 'qcow2' does not support bitmaps")
     if (!isCacheMode(asked.cache)) throw new Refusal(`Invalid cache option: ${asked.cache}`)
     checkTarget(asked, format, values)
+    if (asked.noCreate) {
+      // What is below an image that is there is its own matter: everything is written, whatever the backing file has.
+      values.delete('backing_file')
+      values.delete('backing_fmt')
+    }
     return {
       ...createOptionsOf(values),
       format,
       sourceFormat: names.map((name) => name.format),
+      ...(bitmaps ? { bitmaps } : {}),
+      ...(asked.salvage ? { salvage: true } : {}),
       ...(asked.compress ? { compression: true } : {}),
       ...(asked.sparseSize === undefined ? {} : { sparseSize: asked.sparseSize }),
       ...(asked.threads === undefined ? {} : { threads: asked.threads }),
@@ -137,21 +151,34 @@ function refuseTarget({ sources, compress }: Conversion, format: Format, values:
   if ((values.get('preallocation') ?? 'off') !== 'off') throw new Refusal('Compression and preallocation not supported at the same time')
 }
 
-/** Without bitmaps in the source there is nothing to copy, and `--bitmaps` is satisfied. */
-async function refuseBitmaps(program: Program, { bitmaps }: Conversion, format: Format, names: readonly OpenedName[]): Promise<void> {
-  if (!bitmaps) return
+/** Which bitmaps are copied. What cannot be is refused, or told and left out. */
+async function chooseBitmaps(
+  program: Program,
+  { bitmaps, skipBroken, quiet }: Conversion,
+  format: Format,
+  names: readonly OpenedName[],
+): Promise<boolean | 'skip-broken'> {
+  if (!bitmaps) return false
   if (format === 'raw') throw new Refusal("Format driver 'raw' does not support bitmaps")
   const { name, format: sourceFormat } = names[0] as OpenedName
   const facts = await library().info(name.path, { format: sourceFormat, bigint: true, signal: program.signal })
-  if (facts.bitmaps.length > 0) throw notYet('Copies of bitmaps (--bitmaps)')
+  const broken = facts.bitmaps.filter(({ flags }) => flags.includes('in-use'))
+  if (broken[0] === undefined) return true
+  if (!skipBroken) {
+    throw new Refusal(`Cannot copy inconsistent bitmap '${broken[0].name}'`, {
+      hint: "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
+    })
+  }
+  if (!quiet) for (const bitmap of broken) warn(program, `Skipping inconsistent bitmap '${bitmap.name}'`)
+  return 'skip-broken'
 }
 
-function checkTarget({ target, noCreate }: Conversion, format: Format, values: CreateValues): void {
+function checkTarget({ target, noCreate, compress }: Conversion, format: Format, values: CreateValues): void {
   if (noCreate) {
     if (target === '-') throw new Refusal('Standard output cannot be written in place (-n)')
     const name = imageName(target)
     refuseSpecial(name)
-    if (format !== 'raw') throw notYet('Conversions into an existing qcow2 image (-n)')
+    if (compress) throw notYet('Compressed writes into an existing image (-n -c)')
     return
   }
   try {
@@ -176,11 +203,12 @@ async function write(
 ): Promise<void> {
   const { path } = imageName(file)
   try {
-    await library().convert(
+    const result = await library().convert(
       names.map(({ name }) => name.path),
       path,
       { ...options, onProgress: line.update },
     )
+    if (!asked.quiet) tellLosses(program, result)
   } catch (error) {
     if (program.signal.aborted) throw error
     const blamed = await blame(error, names, { ...options.source, signal: program.signal })
@@ -188,6 +216,18 @@ async function write(
     await blameBacking(options, path, asked.target)
     throw snapshotRefusal(wordFailure(error, asked, options.format ?? 'raw'))
   }
+}
+
+/** What could not be read, as it is told beside a conversion that goes on. */
+function tellLosses(program: Program, { lost = [], lostOmitted = 0 }: ConvertResult): void {
+  for (const { what, offset, errno } of lost) {
+    const text = strerror(errno ?? 5)
+    warn(
+      program,
+      what === 'mapping' ? `error while reading block status at offset ${offset}: ${text}` : `error while reading offset ${offset}: ${text}`,
+    )
+  }
+  if (lostOmitted > 0) warn(program, `${lostOmitted} more places could not be read`)
 }
 
 /** A backing file of the target that cannot be opened: the target would be an image that cannot be. */

@@ -13,6 +13,7 @@ export type {
   CommitResult,
   CompareResult,
   ConvertOptions,
+  ConvertResult,
   CreateOptions,
   Disk,
   Finding,

@@ -41,7 +41,7 @@ pub use chain::{Chain, ChainOptions, DEFAULT_CACHE_BYTES, DecodedPiece, FetchCon
 pub use check::{CheckOptions, CheckReport, Finding, FindingCode, Severity, check};
 pub use commit::{CommitOptions, CommitReport, commit};
 pub use compare::{CompareOptions, Comparison, Difference, compare};
-pub use convert::{ConvertOptions, ConvertReport, MAX_SPARSE_SIZE, MAX_THREADS, convert};
+pub use convert::{ConvertOptions, ConvertReport, LostRange, MAX_SPARSE_SIZE, MAX_THREADS, convert};
 pub use create::{CREATE_REFUSALS, CreateOptions, CreateReport, NewDataFile, create};
 #[cfg(any(test, feature = "testing"))]
 pub use disk::weaken::Weaken;

@@ -420,7 +420,7 @@ fn memory_becomes_an_image_and_existing_images_are_not_written_in_place() {
         durable: false,
     };
     let error = create(&in_place, &options, &JobContext::quiet()).unwrap_err();
-    assert_eq!(error.code(), "ERR_QCOW2_IN_PLACE_UNSUPPORTED");
+    assert_eq!(error.code(), "ERR_QCOW2_INVALID_ARGUMENT");
 }
 
 #[test]

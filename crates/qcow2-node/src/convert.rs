@@ -2,7 +2,7 @@
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::{ConvertOptions, ConvertReport, Error, convert as copy};
+use qcow2_engine::{ConvertOptions, ConvertReport, Error, LostRange, convert as copy};
 
 use crate::call::{Call, accept};
 use crate::create::CreateSpec;
@@ -38,6 +38,25 @@ pub struct ConvertSpec {
     pub max_output: Option<BigInt>,
     /// Most bytes of source a second.
     pub rate_limit: Option<f64>,
+    /// What cannot be read becomes zeros, and is told.
+    pub salvage: bool,
+    /// Bitmaps that the target gets, by name.
+    pub bitmaps: Option<Vec<String>>,
+}
+
+/// A range of the source that could not be read. Bytes.
+#[napi(object, object_from_js = false)]
+pub struct LostFacts {
+    /// Where it begins.
+    pub offset: BigInt,
+    /// Its length.
+    pub length: BigInt,
+    /// Where its bytes are is not known.
+    pub mapping: bool,
+    /// The system's error number; 0: it was not the system.
+    pub errno: i32,
+    /// Why.
+    pub reason: String,
 }
 
 /// What a conversion did. Bytes are guest bytes.
@@ -53,6 +72,10 @@ pub struct ConvertFacts {
     pub zero_bytes: BigInt,
     /// Clusters that were stored compressed.
     pub compressed_clusters: BigInt,
+    /// What could not be read.
+    pub lost: Vec<LostFacts>,
+    /// How much more of that there is.
+    pub lost_omitted: BigInt,
 }
 
 /// Copies disks, one behind the other, into a new image. Their handles stay open. Reports progress; completes with what was done.
@@ -103,8 +126,22 @@ impl ConvertSpec {
             target_is_zero: self.target_is_zero,
             range,
             max_output: unsigned("maxOutput", self.max_output.as_ref())?,
+            salvage: self.salvage,
+            bitmaps: self.bitmaps.unwrap_or_default(),
             rate_limit: self.rate_limit.map(|rate| whole("rateLimit", rate)).transpose()?,
         })
+    }
+}
+
+impl From<LostRange> for LostFacts {
+    fn from(range: LostRange) -> Self {
+        Self {
+            offset: range.offset.into(),
+            length: range.length.into(),
+            mapping: range.mapping,
+            errno: range.errno,
+            reason: range.reason,
+        }
     }
 }
 
@@ -116,6 +153,8 @@ impl From<ConvertReport> for ConvertFacts {
             data_bytes: report.data_bytes.into(),
             zero_bytes: report.zero_bytes.into(),
             compressed_clusters: report.compressed_clusters.into(),
+            lost: report.lost.into_iter().map(LostFacts::from).collect(),
+            lost_omitted: report.lost_omitted.into(),
         }
     }
 }

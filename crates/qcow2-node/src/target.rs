@@ -12,8 +12,10 @@ use crate::handles::Handle;
 pub struct TargetSpec {
     /// The file's path, or…
     pub path: Option<String>,
-    /// … the handle of memory.
+    /// … the handle of memory, or…
     pub memory: Option<Handle>,
+    /// … of a disk that is open for writing.
+    pub disk: Option<Handle>,
     /// A file that is there already is replaced.
     pub overwrite: bool,
     /// Synced before the call completes.
@@ -26,6 +28,9 @@ impl TargetSpec {
     /// Looks the memory up.
     pub(crate) fn accept(&self, call: &mut Call) -> Result<Target, Error> {
         let durable = self.durable;
+        if let Some(disk) = self.disk {
+            return Ok(Target::Disk(call.disk(disk)?.disk));
+        }
         match (&self.path, self.memory) {
             (Some(path), None) if self.in_place => Ok(Target::InPlace {
                 place: Place::Path(path.into()),
@@ -45,7 +50,7 @@ impl TargetSpec {
             }
             _ => Err(Error::Invalid {
                 argument: "target",
-                reason: "either a path or memory".to_owned(),
+                reason: "either a path, memory or a disk".to_owned(),
             }),
         }
     }

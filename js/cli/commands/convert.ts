@@ -31,8 +31,11 @@ const HELP: CommandHelp = {
     ['-F, --backing-format FMT', 'its format'],
     ['-l, --snapshot SNAPSHOT', 'copy this internal snapshot (id or name)'],
     ['-S, --sparse-size SIZE', 'zeros from this length on become holes (default 4k); 0 writes them'],
-    ['-n', 'write into an existing raw file or block device'],
+    ['-n', 'write into an existing image, raw file or block device'],
     ['--target-is-zero', 'with -n: the target is known to be all zeros'],
+    ['--bitmaps', 'copy the persistent bitmaps too'],
+    ['--skip-broken-bitmaps', 'with --bitmaps: leave out those that are inconsistent'],
+    ['--salvage', 'write zeros for what cannot be read, and say what that was'],
     ['-m, --parallel N', 'workers, 1 to 16; the result does not depend on it'],
     ['-r, --rate RATE', 'most bytes a second'],
     ['-W, -C, -t MODE, -T MODE', 'accepted; the result does not depend on them'],
@@ -63,6 +66,9 @@ export async function convert(program: Program, words: readonly string[]): Promi
     noCreate: false,
     targetIsZero: false,
     bitmaps: false,
+    skipBroken: false,
+    salvage: false,
+    quiet: false,
     threads: undefined,
     rateLimit: undefined,
     cache: 'unsafe',
@@ -83,6 +89,9 @@ export async function convert(program: Program, words: readonly string[]): Promi
     else if (id === 'n') asked.noCreate = true
     else if (id === 'target-is-zero') asked.targetIsZero = true
     else if (id === 'bitmaps') asked.bitmaps = true
+    else if (id === 'skip-broken-bitmaps') asked.skipBroken = true
+    else if (id === 'salvage') asked.salvage = true
+    else if (id === 'q') asked.quiet = true
     else if (id === 'm') asked.threads = Number(integerArgument('number of coroutines', value, 1n, 16n))
     else if (id === 'r') asked.rateLimit = sizeArgument('rate limit', value, 0n, INT64_MAX)
     else if (id === 't') asked.cache = value
@@ -145,5 +154,4 @@ function refuseUnsupported(flags: ReadonlySet<string>): void {
     throw new Refusal('--image-opts and --format are mutually exclusive')
   }
   if (imageOpts || targetImageOpts) throw notYet('Image options (--image-opts, --target-image-opts)')
-  if (flags.has('salvage')) throw notYet('Salvaging conversions (--salvage)')
 }

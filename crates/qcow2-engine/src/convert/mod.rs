@@ -4,6 +4,8 @@
 //! has, and chunks with data. Workers fetch and transform chunks in any order; the sink takes everything in guest order. What is written
 //! depends on the items, and these on the source alone: not on the number of workers.
 
+mod bitmaps;
+mod salvage;
 mod scan;
 mod source;
 mod transform;
@@ -23,6 +25,8 @@ use crate::progress::JobContext;
 use crate::sink::{Chunk, Preallocation};
 use crate::storage::Storage;
 use crate::target::Target;
+use salvage::Losses;
+pub use salvage::LostRange;
 use scan::{Item, Scanner};
 use source::Source;
 use transform::Transform;
@@ -61,6 +65,10 @@ pub struct ConvertOptions {
     pub max_output: Option<u64>,
     /// Most bytes of source a second.
     pub rate_limit: Option<u64>,
+    /// What of the source cannot be read becomes zeros, and is told in the report.
+    pub salvage: bool,
+    /// Bitmaps of the source's top layer that the target gets, by name.
+    pub bitmaps: Vec<String>,
 }
 
 impl Default for ConvertOptions {
@@ -76,12 +84,14 @@ impl Default for ConvertOptions {
             range: None,
             max_output: None,
             rate_limit: None,
+            salvage: false,
+            bitmaps: Vec::new(),
         }
     }
 }
 
 /// What a conversion did. Bytes are guest bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConvertReport {
     /// Virtual size in bytes of the new image.
     pub virtual_size: u64,
@@ -93,6 +103,10 @@ pub struct ConvertReport {
     pub zero_bytes: u64,
     /// Clusters that were stored compressed.
     pub compressed_clusters: u64,
+    /// With [`ConvertOptions::salvage`]: what could not be read, by rising offset.
+    pub lost: Vec<LostRange>,
+    /// How many such ranges are not listed.
+    pub lost_omitted: u64,
 }
 
 /// Makes a new image of the content of `sources`, one behind the other.
@@ -107,6 +121,11 @@ pub fn convert(
     job: &JobContext,
 ) -> Result<ConvertReport> {
     check(sources, target, options)?;
+    let bitmaps = match sources {
+        [chain] => bitmaps::load(chain, &options.bitmaps)?,
+        _ => Vec::new(),
+    };
+    let losses = options.salvage.then(|| Arc::new(Losses::default()));
     let source = Source::new(sources, options.range)?;
     let create = &options.create;
     let size = create.virtual_size(Some(source.size()))?;
@@ -119,7 +138,7 @@ pub fn convert(
         .map(|chain| Source::new(std::slice::from_ref(chain), None));
     let backing = backing.transpose()?;
     let files = files(sources.iter().chain(&options.backing));
-    let transform = Transform::new(source.clone(), backing.clone(), options)?;
+    let transform = Transform::new(source.clone(), backing.clone(), options, losses.clone())?;
     let mut image = NewImage::begin(target, create, size, &files, options.target_is_zero, options.max_output)?;
     let cluster = if create.format == Format::Qcow2 {
         create.cluster_size
@@ -135,6 +154,7 @@ pub fn convert(
         cluster,
         says_zero: create.version == Version::V3,
         stores_zeros: options.sparse_size == 0,
+        losses: losses.clone(),
     };
     job.progress.begin("convert", size);
     let mut pace = Pace::new(options.rate_limit);
@@ -159,7 +179,16 @@ pub fn convert(
             }
         },
     )?;
-    let report = image.finish(job)?;
+    let report = image.finish(job, |image, data| {
+        if bitmaps.is_empty() {
+            return Ok(None);
+        }
+        bitmaps::store(image, data, &bitmaps).map(Some)
+    })?;
+    if let Target::Disk(disk) = target {
+        bitmaps::add(disk, &bitmaps)?;
+    }
+    let (lost, lost_omitted) = losses.map(|losses| losses.take()).unwrap_or_default();
     job.progress.finish();
     Ok(ConvertReport {
         virtual_size: size,
@@ -167,6 +196,8 @@ pub fn convert(
         data_bytes: report.data_bytes,
         zero_bytes: report.zero_bytes,
         compressed_clusters: report.compressed_clusters,
+        lost,
+        lost_omitted,
     })
 }
 
@@ -239,7 +270,25 @@ fn check(sources: &[Arc<Chain>], target: &Target, options: &ConvertOptions) -> R
             "the backing file's name and the backing file come together",
         ));
     }
-    if options.target_is_zero && !matches!(target, Target::InPlace { .. }) {
+    if !options.bitmaps.is_empty() && sources.len() > 1 {
+        return Err(state(
+            "CONCAT_BITMAPS",
+            "Copying bitmaps only possible with single source",
+        ));
+    }
+    if !options.bitmaps.is_empty() && raw && !matches!(target, Target::Disk(_)) {
+        return Err(state(
+            "BITMAPS_UNSUPPORTED",
+            "Format driver 'raw' does not support bitmaps",
+        ));
+    }
+    if !raw && matches!(target, Target::Disk(_)) {
+        return Err(invalid(
+            "target",
+            "a disk is written as it is: the format is its own matter",
+        ));
+    }
+    if options.target_is_zero && !matches!(target, Target::InPlace { .. } | Target::Disk(_)) {
         return Err(invalid("targetIsZero", "the target is not written in place"));
     }
     Ok(())

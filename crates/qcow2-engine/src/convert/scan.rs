@@ -1,17 +1,21 @@
 //! The source's mapping, cut into pieces of work. The cuts depend on the mapping alone.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use qcow2_format::GuestOffset;
 
+use super::salvage::Losses;
 use super::source::{Source, Stretch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::progress::JobContext;
 
 /// Stretches that are asked for at a time.
 const BATCH: usize = 512;
 /// A range without content inside a chunk is worth an item of its own from this length on.
 const WORTHWHILE: u64 = 64 << 10;
+/// What is taken for data where the mapping cannot be told.
+const UNKNOWN: u64 = 64 << 10;
 
 /// A piece of work: whole clusters of the target, but at the end of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub(super) struct Scanner {
     pub(super) says_zero: bool,
     /// Zeros are data.
     pub(super) stores_zeros: bool,
+    /// What is noted, instead of failing, where the mapping cannot be told.
+    pub(super) losses: Option<Arc<Losses>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,9 +185,10 @@ impl Walk {
     /// Appends one more stretch to the spans.
     fn look_on(&mut self) -> Result<()> {
         let at = self.seen;
-        let source = self.source.at(&self.scanner.source, at)?;
+        let losses = self.scanner.losses.as_deref();
+        let source = self.source.at(&self.scanner.source, at, losses)?;
         let backing = match &self.scanner.backing {
-            Some(backing) => Some(self.backing.at(backing, at)?),
+            Some(backing) => Some(self.backing.at(backing, at, None)?),
             None => None,
         };
         let length = backing.map_or(source.length, |backing| backing.length.min(source.length));
@@ -205,11 +212,24 @@ struct Stretches {
 
 impl Stretches {
     /// What is at `at`, from there on.
-    fn at(&mut self, source: &Source, at: u64) -> Result<Stretch> {
+    fn at(&mut self, source: &Source, at: u64, losses: Option<&Losses>) -> Result<Stretch> {
         loop {
             let Some(first) = self.known.front() else {
                 self.begin = at;
-                self.known.extend(source.stretches(at, BATCH)?);
+                match (source.stretches(at, BATCH), losses) {
+                    (Ok(stretches), _) => self.known.extend(stretches),
+                    (Err(error @ (Error::Closed | Error::Cancelled)), _) | (Err(error), None) => return Err(error),
+                    (Err(error), Some(losses)) => {
+                        // It is read all the same: what cannot be is lost then.
+                        let length = UNKNOWN - at % UNKNOWN;
+                        losses.note(at, length, true, &error);
+                        self.known.push_back(Stretch {
+                            length,
+                            zero: false,
+                            place: None,
+                        });
+                    }
+                }
                 if self.known.is_empty() {
                     return Err(crate::sink::internal("a source has no status"));
                 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use qcow2_codec::{Encoder, is_zero};
 use qcow2_format::{GuestOffset, Version};
 
+use super::salvage::Losses;
 use super::source::Source;
 use super::{ConvertOptions, codec};
 use crate::buffer::Buffer;
@@ -18,6 +19,9 @@ use crate::sink::{Chunk, Cluster, internal};
 const HOLE: usize = 4096;
 /// What was read in one go is still in the processor's own cache when zeros are looked for in it.
 const STEP: u64 = 256 << 10;
+/// Where something cannot be read: first these pieces are tried, then sectors.
+const FIRST_PIECE: usize = 64 << 10;
+const SECTOR: usize = 512;
 
 /// What workers share.
 pub(super) struct Transform<'a> {
@@ -32,6 +36,7 @@ pub(super) struct Transform<'a> {
     /// Clusters are stored by subclusters.
     subclusters: bool,
     spare: std::sync::Arc<Spare>,
+    losses: Option<std::sync::Arc<Losses>>,
 }
 
 /// Buffers to be used again.
@@ -51,7 +56,12 @@ impl Spare {
 }
 
 impl<'a> Transform<'a> {
-    pub(super) fn new(source: Source, backing: Option<Source>, options: &'a ConvertOptions) -> Result<Self> {
+    pub(super) fn new(
+        source: Source,
+        backing: Option<Source>,
+        options: &'a ConvertOptions,
+        losses: Option<std::sync::Arc<Losses>>,
+    ) -> Result<Self> {
         let create = &options.create;
         let qcow2 = create.format == Format::Qcow2;
         let step = source.largest_cluster().max(STEP);
@@ -68,6 +78,7 @@ impl<'a> Transform<'a> {
             says_zero: create.version == Version::V3,
             subclusters: qcow2 && create.extended_l2 && !options.compress && !create.data_file_raw,
             spare: std::sync::Arc::default(),
+            losses,
         };
         // A level that does not exist is refused before there is a target.
         transform.encoder()?;
@@ -124,12 +135,20 @@ impl Worker<'_> {
         let (content, padding) = chunk.bytes.split_at_mut(wanted);
         padding.fill(0);
         let mut pieces = Pieces::new(transform.sparse(), &mut chunk.pieces);
-        let resolved = transform.source.resolve(start.0, length)?;
+        // Where something may be lost, each step is looked up by itself.
+        let resolved = match transform.losses {
+            None => Some(transform.source.resolve(start.0, length)?),
+            Some(_) => None,
+        };
         let mut filled = 0;
         while filled < wanted {
             let end = filled.saturating_add(transform.step).min(wanted);
             let part = content.get_mut(filled..end).unwrap_or_default();
-            resolved.fetch(start.0 + filled as u64, part, &mut self.context)?;
+            let at = start.0 + filled as u64;
+            match &resolved {
+                Some(resolved) => resolved.fetch(at, part, &mut self.context)?,
+                None => transform.salvage(at, part, &mut self.context, FIRST_PIECE)?,
+            }
             filled = end;
             pieces.look(content.get(..filled).unwrap_or_default(), filled == wanted);
         }
@@ -179,6 +198,32 @@ impl Worker<'_> {
 }
 
 impl Transform<'_> {
+    /// Reads what can be read, in smaller and smaller pieces; of what cannot, zeros.
+    fn salvage(&self, at: u64, buffer: &mut [u8], context: &mut FetchContext, piece: usize) -> Result<()> {
+        let whole = self.source.resolve(at, buffer.len() as u64);
+        let Err(error) = whole.and_then(|resolved| resolved.fetch(at, buffer, context)) else {
+            return Ok(());
+        };
+        if matches!(error, Error::Cancelled | Error::Closed) {
+            return Err(error);
+        }
+        context.forget();
+        if buffer.len() <= SECTOR {
+            buffer.fill(0);
+            if let Some(losses) = &self.losses {
+                losses.note(at, buffer.len() as u64, false, &error);
+            }
+            return Ok(());
+        }
+        let mut at = at;
+        for part in buffer.chunks_mut(piece) {
+            let length = part.len() as u64;
+            self.salvage(at, part, context, SECTOR)?;
+            at += length;
+        }
+        Ok(())
+    }
+
     fn sparse(&self) -> usize {
         usize::try_from(self.options.sparse_size).unwrap_or(0)
     }

@@ -8,12 +8,13 @@ use qcow2_format::GuestOffset;
 
 pub use options::{CREATE_REFUSALS, CreateOptions, NewDataFile};
 
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::layer::Format;
 use crate::progress::JobContext;
-use crate::sink::{Qcow2Sink, RawSink, Sink, SinkReport};
+use crate::sink::{DiskSink, Qcow2Sink, RawSink, Sink, SinkReport};
 use crate::storage::Storage;
-use crate::target::{OpenTarget, Target};
+use crate::target::{OpenTarget, Target, different};
 
 /// Between looks at the cancel token: guest bytes, and clusters at most.
 const STEP_CLUSTERS: u64 = 1 << 20;
@@ -37,7 +38,7 @@ pub fn create(target: &Target, options: &CreateOptions, job: &JobContext) -> Res
     let mut image = NewImage::begin(target, options, size, &[], false, None)?;
     job.progress.begin("create", size);
     image.fill(GuestOffset(0), size, options.backing_name.is_some(), job)?;
-    let file_size = image.finish(job)?.file_length;
+    let file_size = image.finish(job, |_, _| Ok(None))?.file_length;
     job.progress.finish();
     Ok(CreateReport {
         virtual_size: size,
@@ -48,7 +49,8 @@ pub fn create(target: &Target, options: &CreateOptions, job: &JobContext) -> Res
 /// Targets and the sink that writes them.
 pub(crate) struct NewImage {
     pub(crate) sink: Box<dyn Sink>,
-    target: OpenTarget,
+    /// None: the sink writes into a disk that is open already.
+    target: Option<OpenTarget>,
     data_file: Option<OpenTarget>,
     cluster_size: u64,
 }
@@ -63,6 +65,9 @@ impl NewImage {
         reads_zero: bool,
         max_length: Option<u64>,
     ) -> Result<Self> {
+        if let Target::Disk(disk) = target {
+            return Self::in_disk(disk, size, sources, reads_zero);
+        }
         let layout = match options.format {
             Format::Raw => {
                 options.check_raw()?;
@@ -71,11 +76,9 @@ impl NewImage {
             Format::Qcow2 => Some(options.layout(size)?),
         };
         if layout.is_some() && matches!(target, Target::InPlace { .. }) {
-            return Err(Error::State {
-                code: "IN_PLACE_UNSUPPORTED",
-                path: None,
-                reason: "an existing qcow2 image cannot be written in place yet: only raw files and devices can"
-                    .to_owned(),
+            return Err(Error::Invalid {
+                argument: "target",
+                reason: "a new image is not made in place: open the one that is there, and give its disk".to_owned(),
             });
         }
         let target = OpenTarget::open(target, options.attributes(), sources)?;
@@ -108,9 +111,30 @@ impl NewImage {
         };
         Ok(Self {
             sink,
-            target,
+            target: Some(target),
             data_file,
             cluster_size,
+        })
+    }
+
+    fn in_disk(disk: &Arc<Disk>, size: u64, sources: &[Arc<dyn Storage>], reads_zero: bool) -> Result<Self> {
+        let top = disk.chain().layer(0).ok_or(Error::Closed)?;
+        for storage in [Some(top.storage()), top.data_file()].into_iter().flatten() {
+            different(&**storage, sources)?;
+        }
+        let there = disk.chain().virtual_size();
+        if there < size {
+            return Err(Error::State {
+                code: "TARGET_TOO_SMALL",
+                path: top.path(),
+                reason: format!("the target has {there} bytes, but {size} are needed"),
+            });
+        }
+        Ok(Self {
+            sink: Box::new(DiskSink::new(disk.clone(), reads_zero)),
+            target: None,
+            data_file: None,
+            cluster_size: 4096,
         })
     }
 
@@ -133,15 +157,25 @@ impl NewImage {
         Ok(())
     }
 
-    /// Writes the rest and gives the files their names.
-    pub(crate) fn finish(mut self, job: &JobContext) -> Result<SinkReport> {
+    /// Writes the rest, and gives the files their names. Before that `complete` may change the whole image, and its data file; it answers the
+    /// file's length if it has.
+    pub(crate) fn finish(
+        mut self,
+        job: &JobContext,
+        complete: impl FnOnce(&Arc<dyn Storage>, Option<&Arc<dyn Storage>>) -> Result<Option<u64>>,
+    ) -> Result<SinkReport> {
         job.cancel.check()?;
-        let report = self.sink.finish()?;
+        let mut report = self.sink.finish()?;
         // The last moment at which cancelling leaves everything as it was.
         job.cancel.check()?;
         drop(self.sink);
+        let Some(target) = self.target else { return Ok(report) };
+        let data = self.data_file.as_ref().map(OpenTarget::storage);
+        if let Some(length) = complete(target.storage(), data)? {
+            report.file_length = length;
+        }
         let data_file = self.data_file.map(OpenTarget::publish).transpose()?;
-        match self.target.publish() {
+        match target.publish() {
             Ok(_) => Ok(report),
             Err(error) => {
                 if let Some(data_file) = data_file {

@@ -6,6 +6,7 @@
 
 mod allocate;
 mod append;
+mod disk;
 mod qcow2;
 mod raw;
 mod refcounts;
@@ -17,6 +18,7 @@ use qcow2_format::GuestOffset;
 use crate::buffer::Buffer;
 use crate::error::Result;
 
+pub(crate) use disk::DiskSink;
 pub(crate) use qcow2::{ImageLayout, Qcow2Sink, encode_header};
 pub(crate) use raw::RawSink;
 pub(crate) use refcounts::{internal, out_of_memory};

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::lock::{ImageLock, LockMode, Locking};
 use crate::storage::{AllowSpecial, FileStorage, OpenMode, Storage};
@@ -37,6 +38,8 @@ pub enum Target {
     },
     /// A storage that becomes the new image, whatever it held.
     Storage(Arc<dyn Storage>),
+    /// A disk that is open for writing: its bytes are written over, and what it has beyond them stays. A failure leaves them undefined.
+    Disk(Arc<Disk>),
 }
 
 /// Something that is there already.
@@ -91,6 +94,10 @@ impl OpenTarget {
                     _lock: None,
                 })
             }
+            Target::Disk(_) => Err(Error::Invalid {
+                argument: "target",
+                reason: "no new image is made where a disk is open".into(),
+            }),
         }
     }
 
@@ -226,7 +233,7 @@ impl Published {
     }
 }
 
-fn different(storage: &dyn Storage, sources: &[Arc<dyn Storage>]) -> Result<()> {
+pub(crate) fn different(storage: &dyn Storage, sources: &[Arc<dyn Storage>]) -> Result<()> {
     if sources.iter().any(|source| same_file(&**source, storage)) {
         return Err(Error::State {
             code: "SAME_FILE",
