@@ -177,3 +177,46 @@ test('a repair that is cancelled, or of something else, is refused and changes n
   truncateSync(cut, 60)
   t.regex((await failure(() => check(cut, { repair: 'all' }))).code, /HEADER/)
 })
+
+/** The extra data of each entry of the snapshot table, changed. */
+function withExtra(image: Buffer, change: (extra: Buffer) => Buffer): void {
+  const begin = Number(image.readBigUInt64BE(64))
+  const table: Buffer[] = []
+  let at = begin
+  for (let left = image.readUInt32BE(60); left > 0; left--) {
+    const names = at + 40 + image.readUInt32BE(at + 36)
+    const end = names + image.readUInt16BE(at + 12) + image.readUInt16BE(at + 14)
+    const fixed = Buffer.from(image.subarray(at, at + 40))
+    const extra = change(image.subarray(at + 40, names))
+    fixed.writeUInt32BE(extra.length, 36)
+    const entry = Buffer.concat([fixed, extra, image.subarray(names, end)])
+    table.push(entry, Buffer.alloc(-entry.length & 7))
+    at = (end + 7) & ~7
+  }
+  Buffer.concat(table).copy(image, begin)
+}
+
+test('a snapshot table that nobody opens is written anew, and the snapshots are what they were', async (t) => {
+  const whole = await sound('snapshots.q')
+  const expected = await guest(whole)
+  const changes: [string, string, (extra: Buffer) => Buffer][] = [
+    ['too much', 'SNAPSHOT_EXTRA', (extra) => Buffer.concat([extra, Buffer.alloc(1500, 7)])],
+    ['too little', 'SNAPSHOT_INCOMPLETE', (extra) => extra.subarray(0, 8)],
+    ['none', 'SNAPSHOT_INCOMPLETE', () => Buffer.alloc(0)],
+  ]
+  for (const [name, code, change] of changes) {
+    const path = join(folder, 'table.q')
+    const image = readFileSync(whole)
+    withExtra(image, change)
+    writeFileSync(path, image)
+    const found = await check(path)
+    t.deepEqual([found.findings.map((finding) => finding.code), found.findings[0]?.snapshot], [[code], 'then'], name)
+    t.like(await check(path, { repair: 'leaks' }), { corruptions: 1, corruptionsFixed: 0 }, name)
+    const report = await check(path, { repair: 'all' })
+    t.like(report, { corruptions: 0, leaks: 0, corruptionsFixed: 1, leaksFixed: 0 }, name)
+    t.deepEqual(report.repair?.fixed, found.findings, name)
+    t.is((await qemu.check(path)).code, 0, name)
+    const [now, then] = await guest(path)
+    t.true(now.equals(expected[0]) && then.equals(expected[1]), name)
+  }
+})

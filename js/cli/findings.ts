@@ -33,6 +33,10 @@ const LINES: Readonly<Record<string, (finding: Finding) => string>> = {
   SNAPSHOT_L1_TOO_LARGE: (finding) =>
     `ERROR snapshot ${snapshotOf(finding)} l1_size=${marked(finding.value)}: L1 table is too large; snapshot table entry corrupted`,
   SNAPSHOT_INCOMPLETE: ({ index }) => `ERROR snapshot table entry ${index} is incomplete`,
+  SNAPSHOT_EXTRA: ({ index }) => `ERROR failed to read the snapshot table: Too much extra metadata in snapshot table entry ${index}
+You can force-remove this extra metadata with qemu-img check -r all`,
+  SNAPSHOTS_OVERHANGING: ({ value }) => `ERROR failed to read the snapshot table: Snapshot table is too big
+You can force-remove all ${value} overhanging snapshots with qemu-img check -r all`,
   'READ_ERROR/refcount-block': ({ cluster, message }) =>
     cluster === undefined ? `ERROR ${message}` : `Can't get refcount for cluster ${cluster}: Input/output error`,
   REFCOUNT_BLOCK_UNALIGNED: ({ index }) => `ERROR refcount block ${index} is not cluster aligned; refcount table entry corrupted`,
@@ -53,6 +57,9 @@ const REPAIRING: Readonly<Record<string, [said: RegExp, instead: string]>> = {
 
 /** The line for something that was mended. */
 export function repairText(finding: Finding): string {
+  const { code, index, value } = finding
+  if (code === 'SNAPSHOT_EXTRA') return `Discarding too much extra metadata in snapshot table entry ${index} (${value} > 1024)`
+  if (code === 'SNAPSHOTS_OVERHANGING') return `Discarding ${value} overhanging snapshots (snapshot table is too big)`
   const [said, instead] = REPAIRING[finding.code] ?? [/^(ERROR|WARNING)/, 'Repairing']
   return findingText(finding).replace(said, instead)
 }

@@ -219,6 +219,8 @@ fn stricter(code: FindingCode) -> bool {
             | FindingCode::OffsetTooLarge
             | FindingCode::ZeroFlagWithSubclusters
             | FindingCode::SnapshotTable
+            | FindingCode::SnapshotExtra
+            | FindingCode::SnapshotsOverhanging
             | FindingCode::BitmapDirectory
     )
 }

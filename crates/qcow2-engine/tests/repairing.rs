@@ -232,12 +232,56 @@ const DAMAGES: &[Damage] = &[
             bytes[block + random.below(8) as usize] = 0;
         }
     }),
+    ("snapshots with too much extra data", |sample, bytes, _| {
+        snapshot_table(sample, bytes, |extra| extra.resize(1300, 7));
+    }),
+    ("snapshots that lack their size", |sample, bytes, _| {
+        if bytes[7] == 3 {
+            snapshot_table(sample, bytes, |extra| extra.truncate(8));
+        }
+    }),
+    ("clusters of zeros at places that are none", |sample, bytes, _| {
+        let (entries, size) = (sample.entries(), sample.cluster);
+        // With clusters of 512 bytes every place is one.
+        if bytes[7] == 3 && sample.step == 8 && sample.data.is_none() && size > 512 {
+            let table = entries.last().unwrap() / size * size;
+            let free = |at: &usize| sample.word(*at) == 0;
+            for at in (table..table + size).step_by(8).filter(free).take(3) {
+                put(bytes, at, (size * 5 + 512) | 1);
+            }
+        }
+    }),
     ("marked corrupt", |_, bytes, _| {
         if bytes[7] == 3 {
             bytes[79] |= 2;
         }
     }),
 ];
+
+/// Writes the snapshot table again with other extra data, if there is one and room for it.
+fn snapshot_table(sample: &Sample, bytes: &mut [u8], change: fn(&mut Vec<u8>)) {
+    let (begin, count) = (
+        sample.word(64),
+        u32::from_be_bytes(sample.bytes[60..64].try_into().unwrap()),
+    );
+    let (mut at, mut table) = (begin, Vec::new());
+    for _ in 0..count {
+        let half = |place: usize| u16::from_be_bytes(sample.bytes[place..place + 2].try_into().unwrap()) as usize;
+        let extra = u32::from_be_bytes(sample.bytes[at + 36..at + 40].try_into().unwrap()) as usize;
+        let (names, end) = (at + 40 + extra, at + 40 + extra + half(at + 12) + half(at + 14));
+        let mut kept = sample.bytes[at + 40..names].to_vec();
+        change(&mut kept);
+        table.extend_from_slice(&sample.bytes[at..at + 36]);
+        table.extend_from_slice(&(kept.len() as u32).to_be_bytes());
+        table.extend_from_slice(&kept);
+        table.extend_from_slice(&sample.bytes[names..end]);
+        table.resize(table.len().next_multiple_of(8), 0);
+        at = end.next_multiple_of(8);
+    }
+    if table.len() <= sample.cluster {
+        bytes[begin..begin + table.len()].copy_from_slice(&table);
+    }
+}
 
 fn mend(storage: &Arc<dyn Storage>, mode: RepairMode) -> Result<RepairReport, Error> {
     repair(storage, None, RepairOptions::new(mode), &JobContext::quiet())

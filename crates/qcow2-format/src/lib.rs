@@ -41,5 +41,5 @@ pub use geometry::Geometry;
 pub use header::{CompressionType, EncryptionMethod, Header, Version};
 pub use refcount::{RefcountOrder, RefcountTableEntry};
 pub use sector::{FirstSector, SectorWrite, changed_sectors};
-pub use snapshot::{Snapshot, encode_snapshot_table, parse_snapshot_table};
+pub use snapshot::{SalvagedSnapshots, Snapshot, encode_snapshot_table, parse_snapshot_table, salvage_snapshot_table};
 pub use units::{ClusterIndex, GuestOffset, HostOffset};

@@ -37,6 +37,83 @@ pub struct Snapshot {
     pub unknown_extra: Vec<u8>,
 }
 
+/// What can be had of a snapshot table that is not as it should be.
+#[derive(Clone, Debug, Default)]
+pub struct SalvagedSnapshots {
+    /// The entries. Of extra data, no more than a reader takes is kept; fields that version 3 wants may be lacking.
+    pub snapshots: Vec<Snapshot>,
+    /// Bytes of the table up to the last of them.
+    pub length: u64,
+    /// Entries with more extra data than a reader takes: their number in the table, and how many bytes they have.
+    pub too_much: Vec<(u32, u32)>,
+    /// Entries behind the largest length of a table, which nobody can read.
+    pub overhanging: u32,
+}
+
+/// Reads a snapshot table as far as that goes, for whoever is to repair it. The parameters are those of [`parse_snapshot_table`].
+///
+/// # Errors
+/// [`FormatError::SnapshotTableTruncated`].
+pub fn salvage_snapshot_table(bytes: &[u8], offset: HostOffset, count: u32) -> Result<SalvagedSnapshots, FormatError> {
+    let mut salvaged = SalvagedSnapshots::default();
+    for index in 0..count {
+        let at = salvaged.length;
+        let entry_offset = HostOffset(offset.0.saturating_add(at));
+        let truncated = FormatError::SnapshotTableTruncated {
+            offset: entry_offset.0,
+            index,
+        };
+        let entry = usize::try_from(at).ok().and_then(|at| bytes.get(at..));
+        let length = entry.and_then(entry_length);
+        let (Some(entry), Some(length)) = (entry, length) else {
+            return Err(truncated);
+        };
+        let end = round_up_8(at.saturating_add(length)).unwrap_or(u64::MAX);
+        if end > limits::MAX_SNAPSHOT_TABLE_BYTES {
+            salvaged.overhanging = count.saturating_sub(index);
+            break;
+        }
+        let extra = be32(entry, 36).unwrap_or(0);
+        let (snapshot, _) = if extra > limits::MAX_SNAPSHOT_EXTRA {
+            salvaged.too_much.push((index, extra));
+            parse_one(&cut_extra(entry, extra), entry_offset, index, false, truncated)?
+        } else {
+            parse_one(entry, entry_offset, index, false, truncated)?
+        };
+        salvaged.length = end;
+        salvaged.snapshots.push(snapshot);
+    }
+    Ok(salvaged)
+}
+
+/// The length of an entry before it is rounded, as its fields say.
+fn entry_length(entry: &[u8]) -> Option<u64> {
+    let parts = [
+        u64::from(be32(entry, 36)?),
+        u64::from(be16(entry, 12)?),
+        u64::from(be16(entry, 14)?),
+    ];
+    Some(parts.iter().fold(FIXED, |sum, part| sum.saturating_add(*part)))
+}
+
+/// An entry with no more extra data than a reader takes.
+fn cut_extra(entry: &[u8], extra: u32) -> Vec<u8> {
+    let most = limits::MAX_SNAPSHOT_EXTRA;
+    let kept = FIXED.saturating_add(u64::from(most));
+    let part = |begin: u64, end: u64| {
+        let range = usize::try_from(begin).ok()?..usize::try_from(end).ok()?;
+        entry.get(range)
+    };
+    let names = FIXED.saturating_add(u64::from(extra));
+    let end = entry_length(entry).unwrap_or(0);
+    let mut out = part(0, kept).unwrap_or_default().to_vec();
+    if let Some(place) = out.get_mut(36..40) {
+        place.copy_from_slice(&most.to_be_bytes());
+    }
+    out.extend_from_slice(part(names, end).unwrap_or_default());
+    out
+}
+
 /// Reads a snapshot table of `count` entries that begins at `offset` of the file.
 ///
 /// `bytes` begins there too and goes on as far as the file or the table's limit does. Returns the entries and the table's length in

@@ -84,7 +84,10 @@ export async function check(program: Program, words: readonly string[]): Promise
 }
 
 function tell(program: Program, findings: readonly Finding[], omitted = 0): void {
-  for (const finding of findings) printError(`${findingText(finding)}\n`)
+  for (const finding of findings) {
+    if (OF_TABLE.has(finding.code)) complain(program, findingText(finding))
+    else printError(`${findingText(finding)}\n`)
+  }
   if (omitted > 0) complain(program, `${omitted} more findings are counted below and not shown`)
 }
 
@@ -104,8 +107,11 @@ function tellRepairs(program: Program, { repair, findings }: CheckResult): void 
   tell(program, findings.filter(isFlag))
 }
 
+/** What keeps qemu-img from reading the snapshot table, which it says under its name. */
+const OF_TABLE = new Set(['SNAPSHOT_EXTRA', 'SNAPSHOTS_OVERHANGING'])
+
 /** What is mended while it is found, and told once. */
-const IN_PLACE = new Set(['UNALIGNED_ZERO'])
+const IN_PLACE = new Set(['UNALIGNED_ZERO', 'SNAPSHOT_INCOMPLETE', 'SNAPSHOT_EXTRA', 'SNAPSHOTS_OVERHANGING'])
 
 function keyOf({ code, offset, index }: Finding): string {
   return `${code} ${offset} ${index}`
@@ -131,7 +137,10 @@ async function openOnce(
 
 /** Faults that the check itself finds and counts. */
 function isForCheck(error: unknown): boolean {
-  return error instanceof library().Qcow2Error && /_(CORRUPT|TRUNCATED|L1_TRUNCATED|ENCRYPTED)$/.test(error.code)
+  return (
+    error instanceof library().Qcow2Error &&
+    /_(CORRUPT|TRUNCATED|L1_TRUNCATED|ENCRYPTED|SNAPSHOT_EXTRA_DATA|SNAPSHOT_INCOMPLETE|SNAPSHOT_TABLE_TOO_LARGE)$/.test(error.code)
+  )
 }
 
 async function runCheck(program: Program, name: ImageName, options: Pick<CheckOptions, 'forceShare' | 'repair'>): Promise<CheckResult> {

@@ -18,6 +18,8 @@
 //! | `SNAPSHOT_L1_UNALIGNED` | snapshot-table | value (the L1 offset), snapshot, snapshot_id, index |
 //! | `SNAPSHOT_L1_TOO_LARGE` | snapshot-table | value (the entries), snapshot, snapshot_id, index |
 //! | `SNAPSHOT_INCOMPLETE` | snapshot-table | index, offset, snapshot, snapshot_id |
+//! | `SNAPSHOT_EXTRA` | snapshot-table | index, offset, value (bytes of extra data), snapshot, snapshot_id |
+//! | `SNAPSHOTS_OVERHANGING` | snapshot-table | index (of the first), value (how many) |
 //! | `REFCOUNT_BLOCK_UNALIGNED`, `REFCOUNT_BLOCK_OUTSIDE` | refcount-table | index |
 //! | `REFCOUNT_BLOCK_REFERENCES` | refcount-table | index, references |
 //! | `BITMAP_TABLE` | bitmap-table | offset, index, value (the entry) |
@@ -122,6 +124,10 @@ codes! {
     ZeroFlagWithSubclusters "ZERO_FLAG_WITH_SUBCLUSTERS" "bit 0 of an extended L2 entry is set";
     /// A snapshot table entry lacks fields.
     SnapshotIncomplete "SNAPSHOT_INCOMPLETE" "a snapshot table entry lacks what version 3 wants: its disk size";
+    /// A snapshot table entry has more extra data than a reader takes.
+    SnapshotExtra "SNAPSHOT_EXTRA" "a snapshot table entry has more than 1024 bytes of extra data, so that the image cannot be opened";
+    /// The snapshot table is longer than a reader takes.
+    SnapshotsOverhanging "SNAPSHOTS_OVERHANGING" "snapshots lie behind the largest length of a snapshot table, so that the image cannot be opened";
     /// The snapshot table cannot be read.
     SnapshotTable "SNAPSHOT_TABLE" "the snapshot table is damaged";
     /// A refcount block is not aligned.

@@ -1,6 +1,6 @@
 //! The snapshot table and the trees that it names.
 
-use qcow2_format::{FormatError, Snapshot, Table, Version, limits, parse_snapshot_table};
+use qcow2_format::{FormatError, SalvagedSnapshots, Snapshot, Table, Version, limits, salvage_snapshot_table};
 
 use super::finding::{Finding, FindingCode, Severity};
 use super::tree::{Tree, Trees};
@@ -24,15 +24,16 @@ impl Check<'_> {
                     return (Vec::new(), 0);
                 }
             };
-            let all = (bytes.len() as u64) < guess || guess >= limits::MAX_SNAPSHOT_TABLE_BYTES;
-            // What an entry lacks does not keep the others from being read.
-            match parse_snapshot_table(&bytes, offset, count, false) {
-                Ok((snapshots, length)) => {
-                    self.incomplete(&snapshots);
-                    return (snapshots, length);
+            let all = (bytes.len() as u64) < guess || guess > limits::MAX_SNAPSHOT_TABLE_BYTES;
+            // What an entry lacks, or has too much of, does not keep the others from being read.
+            match salvage_snapshot_table(&bytes, offset, count) {
+                Ok(salvaged) => {
+                    self.incomplete(&salvaged.snapshots);
+                    self.unreadable_entries(&salvaged);
+                    return (salvaged.snapshots, salvaged.length);
                 }
                 Err(FormatError::SnapshotTableTruncated { .. }) if !all => {
-                    guess = guess.saturating_mul(4).min(limits::MAX_SNAPSHOT_TABLE_BYTES);
+                    guess = guess.saturating_mul(4);
                 }
                 Err(error) => {
                     self.damaged_table(&error);
@@ -52,6 +53,31 @@ impl Check<'_> {
                 offset: Some(snapshot.entry_offset.0),
                 snapshot: Some(named(snapshot)),
                 ..Finding::corruption(FindingCode::SnapshotIncomplete, Table::SnapshotTable)
+            });
+        }
+    }
+
+    /// Entries with too much extra data, and those behind the largest length of a table.
+    fn unreadable_entries(&mut self, salvaged: &SalvagedSnapshots) {
+        for &(index, length) in &salvaged.too_much {
+            let index = u64::from(index);
+            let snapshot = usize::try_from(index)
+                .ok()
+                .and_then(|index| salvaged.snapshots.get(index));
+            self.findings.push(Severity::Corruption, || Finding {
+                index: Some(index),
+                offset: snapshot.map(|snapshot| snapshot.entry_offset.0),
+                value: Some(u64::from(length)),
+                snapshot: snapshot.map(named),
+                ..Finding::corruption(FindingCode::SnapshotExtra, Table::SnapshotTable)
+            });
+        }
+        if salvaged.overhanging > 0 {
+            self.hidden = true;
+            self.findings.push(Severity::Corruption, || Finding {
+                index: Some(salvaged.snapshots.len() as u64),
+                value: Some(u64::from(salvaged.overhanging)),
+                ..Finding::corruption(FindingCode::SnapshotsOverhanging, Table::SnapshotTable)
             });
         }
     }

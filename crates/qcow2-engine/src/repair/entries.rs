@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use qcow2_format::sector::SECTOR_LENGTH;
-use qcow2_format::{HostOffset, L2Entry, limits};
+use qcow2_format::{HostOffset, L2Entry};
 
+use super::snapshots::salvaged;
 use super::writer::Writer;
 use super::{RepairOptions, RepairReport, open};
 use crate::check::reader::Reader;
@@ -23,8 +24,6 @@ const ROUNDS: usize = 64;
 const NO_OFFSET: u64 = !0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
 const SECTOR: u64 = SECTOR_LENGTH as u64;
-/// Most bytes that an entry of the snapshot table has beside its names.
-const MOST_ENTRY: u64 = 40 + limits::MAX_SNAPSHOT_EXTRA as u64;
 
 /// Takes the host offset out of entries that read as zeros and whose host offset is not aligned: nothing can be there, so nothing is lost. One sector
 /// each. What other findings hide behind these, such as refcounts that nobody may trust, can be mended then.
@@ -111,17 +110,9 @@ fn guard_of(layer: &Layer) -> Result<Guard> {
         .filter_map(|entry| entry.block_offset())
         .map(|block| block.0)
         .collect();
-    let snapshots = layer.snapshots();
-    let mut guard = Guard::new(header, &blocks, snapshots);
-    let end = snapshots.last().map_or(header.snapshots_offset.0, |last| {
-        let names = last.id.len().saturating_add(last.name.len()) as u64;
-        last.entry_offset.0.saturating_add(names + MOST_ENTRY)
-    });
-    guard.add_bytes(
-        geometry,
-        header.snapshots_offset,
-        end.saturating_sub(header.snapshots_offset.0),
-    );
+    let snapshots = salvaged(layer)?.unwrap_or_default();
+    let mut guard = Guard::new(header, &blocks, &snapshots.snapshots);
+    guard.add_bytes(geometry, header.snapshots_offset, snapshots.length);
     for bitmap in layer.bitmaps() {
         guard.add_bytes(geometry, bitmap.table_offset, u64::from(bitmap.table_entries) * 8);
     }

@@ -10,12 +10,16 @@
 //! 5. **flags** – COPIED of the active L1 and L2 tables. → sync
 //! 6. **clear** – the image is checked, and only if it is right the dirty bit (and the corrupt bit) is cleared. → sync
 //!
+//! Before that, an explicit repair of everything mends what hides the rest: clusters of zeros at places that are none (`entries.rs`), and a snapshot
+//! table that nobody opens (`snapshots.rs`).
+//!
 //! Where something refers to clusters that cannot be told, such as a table beyond the end of the file, nothing may be taken to be free: then
 //! refcounts are only raised, no flag is set, nothing new is placed, and the image stays marked.
 
 mod copied;
 mod counts;
 mod entries;
+mod snapshots;
 mod structure;
 mod writer;
 
@@ -84,6 +88,8 @@ pub struct RepairReport {
     pub still_marked: bool,
     /// What a check says of the image now.
     pub after: CheckReport,
+    /// Clusters of the snapshot table that was replaced.
+    pub(crate) moved: Option<std::ops::Range<u64>>,
 }
 
 /// Repairs an image that nobody else uses: takes a writer's locks on it and on its data file.
@@ -119,7 +125,19 @@ pub fn repair(
     if options.mode == RepairMode::All {
         entries::zero_clusters(storage, &options, &before, context, &mut earlier)?;
     }
+    if options.mode == RepairMode::All {
+        snapshots::table(storage, &options, &before, &mut earlier)?;
+    }
     let mut report = repair_locked(storage, &options, context)?;
+    if let Some(moved) = earlier.moved {
+        // The clusters of a table that was replaced are no leaks that anybody would have found.
+        let is_of_it = |finding: &Finding| finding.cluster.is_some_and(|cluster| moved.contains(&cluster));
+        let all = report.fixed.len();
+        report
+            .fixed
+            .retain(|finding| finding.code != FindingCode::Leak || !is_of_it(finding));
+        report.leaks_fixed = report.leaks_fixed.saturating_sub((all - report.fixed.len()) as u64);
+    }
     report.before = before;
     report.corruptions_fixed += earlier.corruptions_fixed;
     earlier.fixed.append(&mut report.fixed);
