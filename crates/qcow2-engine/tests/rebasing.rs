@@ -186,7 +186,7 @@ fn what_both_backing_files_have_is_not_copied() {
             old: vec![shape(PLAIN, 2 * M), shape(PLAIN, 2 * M)],
             new: vec![],
         },
-        3,
+        4,
     );
     // The new one is the lower of the two old ones, by another name and by the same.
     std::fs::copy(bed.folder.path("old1.img"), bed.folder.path("new0.img")).unwrap();

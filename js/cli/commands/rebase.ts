@@ -143,11 +143,11 @@ function wordFailure(error: unknown, name: ImageName, backing: string): unknown 
   if (error.details.chain === 'new') return newFault(error, name, backing)
   if (/_(HEADER_FULL|BACKING_NAME_TOO_LONG|RAW)$/.test(error.code)) return unchanged(error, backing)
   if (error.code === 'ERR_QCOW2_BACKING_LOOP') return new Refusal(`Could not change the backing file to '${backing}': ${error.message}`)
-  if (isOpening(error)) return openRefusal(error, name)
   const hint = error.message
-  if (/^p?read/.test(error.syscall ?? '') || /_(CORRUPT|TRUNCATED|DECOMPRESS)$/.test(error.code)) {
+  if (error.details.guest !== undefined || /^p?read/.test(error.syscall ?? '')) {
     return new Refusal('error while reading from old backing file', { hint })
   }
+  if (isOpening(error)) return openRefusal(error, name)
   return new Refusal(`Error while writing to COW image: ${jobText(error)}`, { hint })
 }
 
