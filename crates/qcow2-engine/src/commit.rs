@@ -5,6 +5,7 @@
 //! begun again. They are emptied, if at all, once the base is closed: everything is on its device then, and it is marked clean.
 
 use std::collections::VecDeque;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 
 use qcow2_format::GuestOffset;
@@ -24,6 +25,8 @@ use crate::run::{Run, RunKind};
 const PIECE: u64 = 1 << 20;
 /// Bytes that are zeroed at a time: small enough to be stopped soon where zeros have to be written.
 const ZEROS: u64 = 64 << 20;
+/// So many bytes are written before a flush is begun beside the copying.
+const FLUSH: u64 = 64 << 20;
 /// Pieces under way or waiting for their turn, for each thread.
 const AHEAD: usize = 4;
 /// Runs that a resolve answers at most.
@@ -130,37 +133,52 @@ fn copy(upper: &Chain, base: &Disk, options: &CommitOptions, job: &JobContext) -
     let spares = || spare.lock().unwrap_or_else(PoisonError::into_inner);
     let mut pace = Pace::new(options.rate_limit);
     let (mut data_bytes, mut zero_bytes) = (0u64, 0u64);
-    pipeline::run(
-        crowd,
-        || held.next(),
-        || Ok(FetchContext::default()),
-        |context, piece| match piece {
-            Piece::Zero { start, length } => Ok(Step::Zero { start, length }),
-            Piece::Data { start, runs } => {
-                let mut bytes = spares().pop().unwrap_or_default();
-                let length: u64 = runs.iter().map(|run| run.length).sum();
-                bytes.resize(usize::try_from(length).unwrap_or(usize::MAX))?;
-                upper.fetch(&runs, GuestOffset(start), &mut bytes, context)?;
-                Ok(Step::Data { start, bytes })
+    std::thread::scope(|scope| {
+        let (ask, asked) = sync_channel(1);
+        let mut unflushed = 0;
+        let mut flush_now = move |length: u64| {
+            unflushed += length;
+            // One that is under way does for this, too.
+            if unflushed >= FLUSH && ask.try_send(()).is_ok() {
+                unflushed = 0;
             }
-        },
-        |step| match step {
-            Step::Zero { start, length } => {
-                base.write_zeroes(GuestOffset(start), length, true)?;
-                zero_bytes = zero_bytes.saturating_add(length);
-                job.progress.advance(length);
-                Ok(())
-            }
-            Step::Data { start, bytes } => {
-                let length = bytes.len() as u64;
-                base.write(GuestOffset(start), &bytes)?;
-                data_bytes = data_bytes.saturating_add(length);
-                job.progress.advance(length);
-                spares().push(bytes);
-                pace.keep(length, job)
-            }
-        },
-    )?;
+        };
+        // The device begins early. What a flush fails at, the next write or the last flush tells.
+        let flusher = std::thread::Builder::new().name("qcow2-flush".into());
+        let _ = flusher.spawn_scoped(scope, move || asked.iter().for_each(|()| drop(base.flush())));
+        pipeline::run(
+            crowd,
+            || held.next(),
+            || Ok(FetchContext::default()),
+            |context, piece| match piece {
+                Piece::Zero { start, length } => Ok(Step::Zero { start, length }),
+                Piece::Data { start, runs } => {
+                    let mut bytes = spares().pop().unwrap_or_default();
+                    let length: u64 = runs.iter().map(|run| run.length).sum();
+                    bytes.resize(usize::try_from(length).unwrap_or(usize::MAX))?;
+                    upper.fetch(&runs, GuestOffset(start), &mut bytes, context)?;
+                    Ok(Step::Data { start, bytes })
+                }
+            },
+            |step| match step {
+                Step::Zero { start, length } => {
+                    base.write_zeroes(GuestOffset(start), length, true)?;
+                    zero_bytes = zero_bytes.saturating_add(length);
+                    job.progress.advance(length);
+                    Ok(())
+                }
+                Step::Data { start, bytes } => {
+                    let length = bytes.len() as u64;
+                    base.write(GuestOffset(start), &bytes)?;
+                    data_bytes = data_bytes.saturating_add(length);
+                    job.progress.advance(length);
+                    spares().push(bytes);
+                    flush_now(length);
+                    pace.keep(length, job)
+                }
+            },
+        )
+    })?;
     Ok(CommitReport {
         virtual_size: base.chain().virtual_size(),
         data_bytes,
