@@ -612,6 +612,8 @@ export interface RebaseFacts {
   dataBytes: bigint
   /** Bytes that the top was made to say zero for. */
   zeroBytes: bigint
+  /** Clusters that were compressed. */
+  compressedClusters: bigint
 }
 
 /** How to rebase. */
@@ -622,6 +624,8 @@ export interface RebaseSpec {
   backingFormat?: string
   /** Only the name is changed. */
   unchecked: boolean
+  /** What is copied is compressed. */
+  compress: boolean
 }
 
 /** Checks a source and repairs what it can. Reports progress; completes with what there was, what was done, and what there is. */

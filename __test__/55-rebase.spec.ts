@@ -141,7 +141,13 @@ test('the call tells what it did, also as JSON of the command', async (t) => {
   t.is(reports.at(-1), 4 * MIB)
   copyFileSync(join(folder, 'kept'), join(folder, 'top'))
   const { stdout } = await answer('qemu-img', ['rebase', '-b', 'new', '-F', 'qcow2', '--output=json', 'top'], { cwd: folder, ours: true })
-  t.deepEqual(JSON.parse(stdout), { filename: 'top', 'backing-filename': 'new', 'data-bytes': result.dataBytes, 'zero-bytes': result.zeroBytes })
+  t.deepEqual(JSON.parse(stdout), {
+    filename: 'top',
+    'backing-filename': 'new',
+    'data-bytes': result.dataBytes,
+    'zero-bytes': result.zeroBytes,
+    'compressed-clusters': 0,
+  })
   const alone = await rebase(join(folder, 'top'), { backing: null })
   t.is(alone.backing, null)
   t.true(alone.dataBytes > 0)
@@ -149,6 +155,7 @@ test('the call tells what it did, also as JSON of the command', async (t) => {
     backing: 'no-such',
     dataBytes: 0,
     zeroBytes: 0,
+    compressedClusters: 0,
   })
 })
 
@@ -163,6 +170,25 @@ test('what makes no sense is refused by name', async (t) => {
   await refused({ backing: 'new', backingFormat: 'qcow2', backingFiles: 'deny' }, 'ERR_QCOW2_BACKING_DENIED')
   await refused({ backing: 'x'.repeat(1024), backingFormat: 'qcow2', unsafe: true }, 'ERR_QCOW2_BACKING_NAME_TOO_LONG')
   await t.throwsAsync(async () => rebase(join(folder, 'whole'), { format: 'raw', backing: 'new', backingFormat: 'qcow2' }), { code: 'ERR_QCOW2_RAW' })
+})
+
+test('-c compresses what is copied, and the image is as sound as the one of qemu-img', async (t) => {
+  for (const name of ['plain', 'with a smaller base', 'of version 2', 'with subclusters']) {
+    const twins = await Twins.make(TOP, (folder) => makeCase(folder, CASES[name] as Case))
+    const before = await twins.bytes(twins.ours, { name: 'top', format: 'qcow2' })
+    t.deepEqual(await twins.differences(['rebase', '-c', '-b', 'new', '-F', 'qcow2', 'top']), [], name)
+    t.deepEqual(await twins.differences(['rebase', '-c', '-b', '', 'top']), [], name)
+    t.true((await twins.bytes(twins.ours, { name: 'top', format: 'qcow2' })).equals(before), name)
+    const compressed = async (folder: string) => (await qemu.check(join(folder, 'top'))).counts?.['compressed-clusters'] ?? 0
+    // qemu-img compresses clusters, too, that do not differ.
+    t.true((await compressed(twins.ours)) > 4, name)
+    // Compressed clusters that share a host cluster are written over, given back and used again.
+    const disk = await open(join(twins.ours, 'top'), { writable: true })
+    for (let at = 0; at < 2 * MIB; at += 3 * 64 * 1024) await disk.write(Buffer.alloc(5000, at / 1000), { position: at })
+    await disk.discard(MIB, MIB)
+    await disk.close()
+    t.is((await qemu.check(join(twins.ours, 'top'))).code, 0, name)
+  }
 })
 
 test('a rebase that is cancelled or killed at any moment leaves the image reading the same, and is begun again', async (t) => {

@@ -267,6 +267,7 @@ export interface RepairFacts {
 export interface RebaseFacts {
   dataBytes: bigint
   zeroBytes: bigint
+  compressedClusters: bigint
 }
 
 /** What is measured: a chain or a size, and the target. */
@@ -330,7 +331,12 @@ export interface Addon {
   create(id: number, target: TargetSpec, options: CreateSpec): void
   convert(id: number, sources: Handle[], target: TargetSpec, options: ConvertSpec): void
   compare(id: number, a: Handle, b: Handle, options: { strict: boolean }): void
-  rebase(id: number, disk: Handle, old: Handle | undefined, options: { backing?: string; backingFormat?: string; unchecked: boolean }): void
+  rebase(
+    id: number,
+    disk: Handle,
+    old: Handle | undefined,
+    options: { backing?: string; backingFormat?: string; unchecked: boolean; compress: boolean },
+  ): void
   commit(id: number, top: Handle, base: Handle, options: { empty: boolean; rateLimit?: number }): void
   check(id: number, layer: Handle, options: { maxFindings: number }): void
   repair(id: number, source: SourceSpec, layer: LayerSpec, options: { all: boolean; maxFindings: number }): void

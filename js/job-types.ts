@@ -272,6 +272,8 @@ export interface RebaseOptions
    * Change the name alone: neither backing file is opened, and what the image reads as is the caller's matter. Default false.
    */
   unsafe?: boolean
+  /** Compress what is copied, in whole clusters and where they become smaller, by the image's compression type. Default false. */
+  compress?: boolean
 }
 
 /** What {@link rebase} did, in guest bytes; `bigint` where they pass 2^53-1, or with that option. */
@@ -282,6 +284,8 @@ export interface RebaseResult {
   dataBytes: number | bigint
   /** Bytes that the image was made to say zero for. */
   zeroBytes: number | bigint
+  /** Clusters that were compressed; their bytes are among `dataBytes`. */
+  compressedClusters: number
 }
 
 /** Options of {@link measure}: of the target, and of `open` for a source. */

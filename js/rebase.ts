@@ -17,7 +17,7 @@ import type { Job, Source } from './types.js'
 const { format, backingFiles, dataFile, bigint, locking, limits, cacheSize } = OPEN_RULES
 const OPENING = { format, backingFiles, dataFile, bigint, locking, limits, cacheSize }
 const nameOrNull: Rule<string | null> = (value, name) => (value === null ? null : text(value, name))
-const RULES = { ...JOB_RULES, ...OPENING, backing: nameOrNull, backingFormat: oneFormat, unsafe: flag }
+const RULES = { ...JOB_RULES, ...OPENING, backing: nameOrNull, backingFormat: oneFormat, unsafe: flag, compress: flag }
 
 type Options = Checked<typeof RULES>
 
@@ -48,9 +48,9 @@ export function rebase(source: Source, options: RebaseOptions): Job<RebaseResult
 }
 
 async function run(located: Located, options: Options & { backing: string | null }, control: JobControl): Promise<RebaseResult> {
-  const { backing, backingFormat, unsafe = false, onProgress: _, ...opening } = options
+  const { backing, backingFormat, unsafe = false, compress = false, onProgress: _, ...opening } = options
   const settings = settingsOf({ ...opening, writable: true, signal: control.signal })
-  const spec = { unchecked: unsafe, ...(backing === null ? {} : { backing, backingFormat: backingFormat as string }) }
+  const spec = { unchecked: unsafe, compress, ...(backing === null ? {} : { backing, backingFormat: backingFormat as string }) }
   const handles: number[] = []
   let facts: RebaseFacts
   try {
@@ -62,7 +62,12 @@ async function run(located: Located, options: Options & { backing: string | null
     throw error
   }
   for (const handle of handles.reverse()) await closeHandle(handle)
-  return { backing, dataBytes: narrow(facts.dataBytes, options.bigint), zeroBytes: narrow(facts.zeroBytes, options.bigint) }
+  return {
+    backing,
+    dataBytes: narrow(facts.dataBytes, options.bigint),
+    zeroBytes: narrow(facts.zeroBytes, options.bigint),
+    compressedClusters: Number(facts.compressedClusters),
+  }
 }
 
 async function openAlone(located: Located, settings: Settings): Promise<number> {

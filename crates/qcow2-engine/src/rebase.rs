@@ -7,6 +7,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use qcow2_codec::Encoder;
 use qcow2_format::GuestOffset;
 
 use crate::buffer::Buffer;
@@ -14,6 +15,7 @@ use crate::chain::{Chain, FetchContext};
 use crate::compare::pieces::{covered, is_zero, runs};
 use crate::compare::side::Side;
 use crate::compare::walk::same_place;
+use crate::convert::codec;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::parallel;
@@ -32,6 +34,8 @@ pub struct RebaseOptions {
     pub backing: Option<(String, Option<String>)>,
     /// Nothing is compared or copied: only the name is changed.
     pub unchecked: bool,
+    /// Whole clusters are compressed, if they become smaller.
+    pub compress: bool,
 }
 
 /// What a rebase did, in guest bytes.
@@ -41,6 +45,8 @@ pub struct RebaseReport {
     pub data_bytes: u64,
     /// Bytes that the top was made to say zero for.
     pub zero_bytes: u64,
+    /// Clusters that were compressed, which are among the data.
+    pub compressed_clusters: u64,
 }
 
 /// Makes the top of `disk`, which is opened over its new backing file, read as it does over `old`, the disk below it so far, and then name the new one.
@@ -55,7 +61,7 @@ pub fn rebase(disk: &Disk, old: Option<&Chain>, options: &RebaseOptions, job: &J
     let report = if options.unchecked {
         RebaseReport::default()
     } else {
-        copy(disk, old, total, job)?
+        copy(disk, old, (options.compress, total), job)?
     };
     job.cancel.check()?;
     let (name, format) = match &options.backing {
@@ -75,13 +81,15 @@ struct Changes {
     bytes: Buffer,
     /// Ranges in the piece, and whether they become zeros.
     ranges: Vec<(usize, usize, bool)>,
+    /// Clusters of the piece in their compressed form, by where they begin.
+    forms: Forms,
 }
 
-fn copy(disk: &Disk, old: Option<&Chain>, total: u64, job: &JobContext) -> Result<RebaseReport> {
+fn copy(disk: &Disk, old: Option<&Chain>, (compress, total): (bool, u64), job: &JobContext) -> Result<RebaseReport> {
     let new = &**disk.chain();
     let layers = new.layers().chain(old.into_iter().flat_map(Chain::layers));
     let largest = layers.filter_map(|layer| layer.cluster_size()).max().unwrap_or(0);
-    let unit = unit(new);
+    let (unit, cluster) = (unit(new), new.cluster_size().unwrap_or(512));
     let mut walk = Walk {
         new: Side::new(new),
         old: old.map(Side::new),
@@ -103,7 +111,7 @@ fn copy(disk: &Disk, old: Option<&Chain>, total: u64, job: &JobContext) -> Resul
     pipeline::run(
         crowd,
         || walk.next(),
-        || Ok(Comparer::default()),
+        || Comparer::new(new, compress),
         |comparer, (start, end)| {
             let bytes = spares().pop().unwrap_or_default();
             comparer.changes((new, old), start..end, unit, bytes)
@@ -118,6 +126,13 @@ fn copy(disk: &Disk, old: Option<&Chain>, total: u64, job: &JobContext) -> Resul
                     disk.write(at, changes.bytes.get(begin..end).unwrap_or_default())?;
                     report.data_bytes += length;
                 }
+            }
+            if !changes.forms.is_empty() {
+                let forms: Vec<_> = changes.forms.iter().map(|(at, form)| (*at, form.as_slice())).collect();
+                disk.write_compressed(&forms)?;
+                let bytes = |at: &GuestOffset| cluster.min(total.saturating_sub(at.0));
+                report.data_bytes += forms.iter().map(|(at, _)| bytes(at)).sum::<u64>();
+                report.compressed_clusters += forms.len() as u64;
             }
             job.progress.advance(changes.length);
             spares().push(changes.bytes);
@@ -205,14 +220,58 @@ impl Walk<'_> {
 }
 
 /// Reads both sides of a piece. One per thread.
-#[derive(Default)]
 struct Comparer {
     old: FetchContext,
     new: FetchContext,
     other: Buffer,
+    encoder: Option<Encoder>,
+    /// Cluster size of the top, and its virtual size.
+    cluster: u64,
+    total: u64,
 }
 
 impl Comparer {
+    fn new(disk: &Chain, compress: bool) -> Result<Self> {
+        let header = disk.layer(0).and_then(|layer| layer.header()).filter(|_| compress);
+        let encoder = header.map(|header| Encoder::new(codec(header.compression), None));
+        Ok(Self {
+            old: FetchContext::default(),
+            new: FetchContext::default(),
+            other: Buffer::default(),
+            encoder: encoder.transpose().map_err(Error::Codec)?,
+            cluster: disk.cluster_size().unwrap_or(512),
+            total: disk.virtual_size(),
+        })
+    }
+
+    /// Takes out of `ranges` the whole clusters of the piece at `start` that have data, if they become smaller by that.
+    fn compress(&mut self, start: u64, bytes: &[u8], ranges: &mut Vec<(usize, usize, bool)>) -> Result<Forms> {
+        let Some(encoder) = &mut self.encoder else {
+            return Ok(Vec::new());
+        };
+        let length = usize::try_from(self.cluster).unwrap_or(usize::MAX);
+        let mut forms: Forms = Vec::new();
+        let mut padded = Vec::new();
+        let mut begin = usize::try_from(start.next_multiple_of(self.cluster) - start).unwrap_or(usize::MAX);
+        while begin < bytes.len() {
+            let end = begin.saturating_add(length).min(bytes.len());
+            let at = start + begin as u64;
+            let whole = end - begin == length || at + (end - begin) as u64 == self.total;
+            let inside = |&(from, to, zero): &(usize, usize, bool)| !zero && from < end && to > begin;
+            if whole && ranges.iter().any(inside) {
+                padded.clear();
+                padded.extend_from_slice(bytes.get(begin..end).unwrap_or_default());
+                padded.resize(length, 0);
+                if let Some(form) = encoder.encode(&padded, length).map_err(Error::Codec)? {
+                    forms.push((GuestOffset(at), form.to_vec()));
+                    *ranges = ranges.iter().flat_map(|range| without(*range, begin, end)).collect();
+                }
+            }
+            begin = end;
+        }
+        Ok(forms)
+    }
+
     fn changes(
         &mut self,
         (new, old): (&Chain, Option<&Chain>),
@@ -244,13 +303,27 @@ impl Comparer {
                 begin = end;
             }
         }
+        let forms = self.compress(range.start, &bytes, &mut ranges)?;
         Ok(Changes {
             start: range.start,
             length: range.end - range.start,
             bytes,
             ranges,
+            forms,
         })
     }
+}
+
+type Forms = Vec<(GuestOffset, Vec<u8>)>;
+
+/// The parts of a range outside of `begin..end`.
+fn without(
+    (from, to, zero): (usize, usize, bool),
+    begin: usize,
+    end: usize,
+) -> impl Iterator<Item = (usize, usize, bool)> {
+    let parts = [(from, to.min(begin), zero), (from.max(end), to, zero)];
+    parts.into_iter().filter(|(from, to, _)| from < to)
 }
 
 /// Reads from a disk on which zeros go on behind the end.

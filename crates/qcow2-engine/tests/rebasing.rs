@@ -65,6 +65,7 @@ fn cases() -> Vec<Case> {
             &[("compat=1.1,cluster_size=2M", 2 * M)],
         ),
         case("cluster_size=64k,data_file=d", &[(PLAIN, 2 * M)], &[(PLAIN, M)]),
+        case("compat=1.1,cluster_size=4k,refcount_bits=1", &[(PLAIN, 2 * M)], &[]),
         case(
             "compat=1.1,cluster_size=4k,lazy_refcounts=on",
             &[(PLAIN, 2 * M)],
@@ -107,6 +108,14 @@ impl Bed {
     }
 
     fn rebase_failing(&self, fail_at: u64, unchecked: bool, job: &JobContext) -> Result<RebaseReport, Error> {
+        let options = RebaseOptions {
+            unchecked,
+            ..RebaseOptions::default()
+        };
+        self.rebase_with(fail_at, options, job)
+    }
+
+    fn rebase_with(&self, fail_at: u64, options: RebaseOptions, job: &JobContext) -> Result<RebaseReport, Error> {
         let layers = |prefix: &str, shapes: &[Shape]| -> Vec<_> {
             let shapes = shapes.iter().enumerate();
             shapes
@@ -115,12 +124,12 @@ impl Bed {
         };
         let mut written = vec![open_failing(&self.folder, "top.img", self.case.top, true, fail_at)?];
         written.extend(layers("new", &self.case.new));
-        let options = DiskOptions {
+        let disk_options = DiskOptions {
             cache_bytes: 2 << 20,
             without_backing: true,
             ..DiskOptions::default()
         };
-        let disk = Disk::open(written, options)?;
+        let disk = Disk::open(written, disk_options)?;
         let old = layers("old", &self.case.old);
         let old = (!old.is_empty()).then(|| Chain::new(old, ChainOptions::default()).unwrap());
         let backing = self
@@ -128,7 +137,7 @@ impl Bed {
             .new
             .first()
             .map(|shape| ("new0.img".into(), Some(shape.format().into())));
-        let report = rebase(&disk, old.as_ref(), &RebaseOptions { backing, unchecked }, job)?;
+        let report = rebase(&disk, old.as_ref(), &RebaseOptions { backing, ..options }, job)?;
         disk.close()?;
         Ok(report)
     }
@@ -208,6 +217,62 @@ fn what_both_backing_files_have_is_not_copied() {
         "{report:?}, {differing}"
     );
     bed.assert_reads_the_same("shorter by one");
+}
+
+#[test]
+fn compressed_copies_read_the_same_in_images_of_every_shape() {
+    for (number, case) in cases().into_iter().enumerate() {
+        if case.top.options.contains("data_file") {
+            continue;
+        }
+        let bed = Bed::new(case, 600 + number as u64);
+        let what = format!("{:?} from {:?} to {:?}", bed.case.top, bed.case.old, bed.case.new);
+        let options = RebaseOptions {
+            compress: true,
+            ..RebaseOptions::default()
+        };
+        let report = bed.rebase_with(u64::MAX, options, &JobContext::quiet()).unwrap();
+        assert!(report.data_bytes + report.zero_bytes > 0, "{what}");
+        assert!(
+            report.compressed_clusters > 0 || report.data_bytes == 0 || bed.case.top.options.contains("=512"),
+            "{what}: {report:?}"
+        );
+        bed.assert_reads_the_same(&what);
+        support::qemu_io(
+            &bed.folder,
+            "top.img",
+            &["write -P 3 3k 200k".into(), "write -z 1M 100k".into()],
+        );
+        qemu_img(&bed.folder, &["check", "-q", "top.img"]);
+    }
+}
+
+#[test]
+fn a_compressed_rebase_that_fails_anywhere_is_begun_again() {
+    for number in [0, 4] {
+        let mut fail_at = 0;
+        loop {
+            let bed = Bed::new(cases().swap_remove(number), 700 + number as u64);
+            let what = format!("case {number}, call {fail_at}");
+            let options = || RebaseOptions {
+                compress: true,
+                ..RebaseOptions::default()
+            };
+            let done = bed.rebase_with(fail_at, options(), &JobContext::quiet()).is_ok();
+            support::assert_same(
+                &support::overlays::qemu_bytes(&bed.folder, "top.img", "qcow2"),
+                &bed.top.0,
+                &what,
+            );
+            qemu_img(&bed.folder, &["check", "-q", "-r", "all", "top.img"]);
+            bed.rebase_with(u64::MAX, options(), &JobContext::quiet()).unwrap();
+            bed.assert_reads_the_same(&what);
+            if done {
+                break;
+            }
+            fail_at += 1 + fail_at / 3;
+        }
+    }
 }
 
 #[test]

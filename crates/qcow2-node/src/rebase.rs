@@ -18,6 +18,8 @@ pub struct RebaseSpec {
     pub backing_format: Option<String>,
     /// Only the name is changed.
     pub unchecked: bool,
+    /// What is copied is compressed.
+    pub compress: bool,
 }
 
 /// What a rebase did, in guest bytes.
@@ -27,6 +29,8 @@ pub struct RebaseFacts {
     pub data_bytes: BigInt,
     /// Bytes that the top was made to say zero for.
     pub zero_bytes: BigInt,
+    /// Clusters that were compressed.
+    pub compressed_clusters: BigInt,
 }
 
 /// Makes the top of `disk`, which is opened over its new backing file, read as over `old`, the chain below it so far, and name the new one. The handles
@@ -40,10 +44,12 @@ pub fn rebase(env: Env, id: CallId, disk: Handle, old: Option<Handle>, options: 
             backing,
             backing_format,
             unchecked,
+            compress,
         } = options;
         let options = RebaseOptions {
             backing: backing.map(|name| (name, backing_format)),
             unchecked,
+            compress,
         };
         call.run(Lane::Long, move |job| {
             let outcome = guard(|| move_over(&disk, old.as_deref(), &options, job));
@@ -64,6 +70,7 @@ impl From<RebaseReport> for RebaseFacts {
         Self {
             data_bytes: report.data_bytes.into(),
             zero_bytes: report.zero_bytes.into(),
+            compressed_clusters: report.compressed_clusters.into(),
         }
     }
 }

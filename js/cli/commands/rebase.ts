@@ -9,7 +9,7 @@ import { ProgressLine } from '../progress.js'
 import { misuse, Refusal } from '../refusal.js'
 import { beside } from '../targets.js'
 import { jobText, systemText } from '../texts.js'
-import { commandGrammar, isCacheMode, notYet, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
 import { warnOfGuess } from '../writable.js'
 
 const GRAMMAR = commandGrammar(
@@ -114,8 +114,7 @@ async function run(
         `Could not change the backing file to '${backing ?? ''}': ${format === 'raw' ? 'Operation not supported' : 'backing format must be specified'}`,
       )
     }
-    const wishes = { backing: backing || null, ...(backing ? { backingFormat: backingFormat as Format } : {}), unsafe }
-    if (compress && !unsafe) throw notYet('Compressed copies (-c)')
+    const wishes = { backing: backing || null, ...(backing ? { backingFormat: backingFormat as Format } : {}), unsafe, compress }
     return await library().rebase(name.path, { ...opening, ...wishes, onProgress: line.update })
   } catch (error) {
     if (signal.aborted || error instanceof Refusal) throw error
@@ -176,11 +175,12 @@ function newFault(error: Qcow2Error, { path }: ImageName, backing: string): unkn
   return new Refusal(`Could not open new backing file '${backing}': ${text}`, refusal.hint === undefined ? {} : { hint: refusal.hint })
 }
 
-function jsonText({ given }: ImageName, { backing, dataBytes, zeroBytes }: RebaseResult): string {
+function jsonText({ given }: ImageName, { backing, dataBytes, zeroBytes, compressedClusters }: RebaseResult): string {
   return `${formatJson({
     filename: given,
     ...(backing === null ? {} : { 'backing-filename': backing }),
     'data-bytes': dataBytes,
     'zero-bytes': zeroBytes,
+    'compressed-clusters': compressedClusters,
   })}\n`
 }

@@ -302,7 +302,7 @@ fn files<'a>(chains: impl Iterator<Item = &'a Arc<Chain>>) -> Vec<Arc<dyn Storag
 }
 
 /// The codec of a compression type.
-fn codec(kind: CompressionType) -> Compression {
+pub(crate) fn codec(kind: CompressionType) -> Compression {
     match kind {
         CompressionType::Deflate => Compression::Deflate,
         CompressionType::Zstd => Compression::Zstd,

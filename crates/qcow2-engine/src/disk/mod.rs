@@ -9,6 +9,7 @@
 
 mod amend;
 mod bitmaps;
+mod compressed;
 mod flush;
 pub(crate) mod guard;
 mod header;
