@@ -176,8 +176,14 @@ test('-c compresses what is copied, and the image is as sound as the one of qemu
   for (const name of ['plain', 'with a smaller base', 'of version 2', 'with subclusters']) {
     const twins = await Twins.make(TOP, (folder) => makeCase(folder, CASES[name] as Case))
     const before = await twins.bytes(twins.ours, { name: 'top', format: 'qcow2' })
-    t.deepEqual(await twins.differences(['rebase', '-c', '-b', 'new', '-F', 'qcow2', 'top']), [], name)
-    t.deepEqual(await twins.differences(['rebase', '-c', '-b', '', 'top']), [], name)
+    for (const words of [
+      ['rebase', '-c', '-b', 'new', '-F', 'qcow2', 'top'],
+      ['rebase', '-c', '-b', '', 'top'],
+    ]) {
+      // qemu-img 10.0.2 aborts where a cluster with subclusters is there in part.
+      if (name === 'with subclusters') t.is((await answer('qemu-img', words, { cwd: twins.ours, ours: true })).code, 0)
+      else t.deepEqual(await twins.differences(words), [], name)
+    }
     t.true((await twins.bytes(twins.ours, { name: 'top', format: 'qcow2' })).equals(before), name)
     const compressed = async (folder: string) => (await qemu.check(join(folder, 'top'))).counts?.['compressed-clusters'] ?? 0
     // qemu-img compresses clusters, too, that do not differ.
