@@ -1,8 +1,8 @@
 /** The measuring harness: where its requests go, what it counts, and how it ends. Nothing here looks at how fast anything was. */
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { copyFileSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { inspect } from 'node:util'
 import test from 'ava'
@@ -11,6 +11,8 @@ import { LatencyCounts } from '../js/latency.js'
 import { answer, start } from './support/cli.js'
 import { failure, MIB } from './support/fixtures.js'
 import { must, qemu, temporaryFolder } from './support/qemu.js'
+
+const MAIN = resolve(__dirname, '../dist/cli/main.js')
 
 /** An image of 3 MiB and 1 KiB over a backing file, so that requests wrap in the middle of clusters. */
 async function overlay(): Promise<{ folder: string; top: string }> {
@@ -73,6 +75,29 @@ test('flushes come where qemu-img sends them, and wait for what is under way unl
   t.is(await flushes(5, 3, 100), 1)
   const { flushes: undrained } = await bench(top, { write: true, count: 100, depth: 4, flushInterval: 10, drain: false })
   t.true(undrained >= 10)
+})
+
+/** How often a disk that is written by our command was flushed to its device, as strace counts. */
+async function syncs(folder: string, ...words: string[]): Promise<number> {
+  const log = join(folder, 'strace')
+  await must('strace', ['-f', '-qq', '-e', 'trace=fdatasync,fsync', '-o', log, 'node', MAIN, 'bench', '-w', '-s', '512', '-d', '1', ...words], {
+    cwd: folder,
+  })
+  return readFileSync(log, 'utf8')
+    .split('\n')
+    .filter((line) => /f(data)?sync\(/.test(line)).length
+}
+
+const strace = spawnSync('strace', ['true']).status === 0 ? test : test.skip
+
+strace('a cache mode that writes through syncs each write, and unsafe none of those asked for', async (t) => {
+  const { folder } = await overlay()
+  await must('qemu-img', ['create', '-q', '-f', 'raw', 'disk.raw', '1M'], { cwd: folder })
+  const usual = await syncs(folder, '-c', '20', 'disk.raw')
+  t.true((await syncs(folder, '-c', '20', '-t', 'writethrough', 'disk.raw')) >= usual + 19)
+  t.true((await syncs(folder, '-c', '20', '-t', 'directsync', 'disk.raw')) >= usual + 19)
+  t.true((await syncs(folder, '-c', '20', '--flush-interval', '5', 'disk.raw')) >= usual + 3)
+  t.is(await syncs(folder, '-c', '20', '--flush-interval', '5', '-t', 'unsafe', 'disk.raw'), usual)
 })
 
 test('a request that passes the end of the disk is refused when its turn comes', async (t) => {
@@ -181,6 +206,7 @@ test('options that mean nothing are refused before the image is opened', async (
     [{ pattern: 256 }, 'pattern'],
     [{ flushInterval: 64 }, 'flushInterval'],
     [{ write: true, flushInterval: 63 }, 'flushInterval'],
+    [{ durable: true }, 'durable'],
     [{ write: true, forceShare: true }, 'forceShare'],
     [{ write: true, snapshot: 'x' }, 'writable'],
     [{ writable: true }, 'writable'],

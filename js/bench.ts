@@ -27,6 +27,7 @@ const RULES = {
   pattern: integer(0, 255),
   flushInterval: integer(0, INT_MAX),
   drain: flag,
+  durable: flag,
 }
 
 type Options = Checked<typeof RULES>
@@ -42,6 +43,7 @@ interface Plan {
   pattern: number
   flushInterval: number
   drain: boolean
+  durable: boolean
 }
 
 /** Requests that are under way at a time have a buffer each, up to so many bytes; beyond it they share. */
@@ -77,6 +79,7 @@ export function bench(source: Source, options?: BenchOptions): Job<BenchResult> 
 function planOf(options: Options): Plan {
   const { write = false, flushInterval = 0, depth = 64, size = 4096 } = options
   if (flushInterval > 0 && !write) throw invalid('flushInterval', 'flushInterval is only for writes: say { write: true }')
+  if (options.durable === true && !write) throw invalid('durable', 'durable is only for writes: say { write: true }')
   if (flushInterval > 0 && flushInterval < depth) {
     throw invalid('flushInterval', `flushInterval must not be smaller than depth: it is ${flushInterval}, and depth ${depth}`)
   }
@@ -90,6 +93,7 @@ function planOf(options: Options): Plan {
     pattern: options.pattern ?? 0,
     flushInterval,
     drain: options.drain ?? true,
+    durable: options.durable ?? false,
   }
 }
 
@@ -190,12 +194,13 @@ class Run {
   }
 
   async #writes(buffer: Buffer, begin: number): Promise<void> {
-    const { count, size, flushInterval } = this.plan
+    const { count, size, flushInterval, durable } = this.plan
     for (let from = begin; this.#begun < count && !this.#failed; ) {
       this.#begun++
       this.#underWay++
       try {
         await this.disk.write(buffer, 0, size, this.#place())
+        if (durable) await this.disk.flush()
       } finally {
         this.#underWay--
       }

@@ -370,6 +370,8 @@ export interface BenchOptions extends JobOptions, Omit<OpenOptions, 'writable' |
   flushInterval?: number
   /** Whether a flush waits for the writes under way, and further writes for it. Default true. */
   drain?: boolean
+  /** Whether each write ends only when it is on the device. Flushes of several at a time are put together. Default false. */
+  durable?: boolean
 }
 
 /** What a run of {@link bench} measured. */
@@ -381,7 +383,7 @@ export interface BenchResult {
   seconds: number
   requestsPerSecond: number
   bytesPerSecond: number
-  /** Those that `flushInterval` asked for. */
+  /** Those that `flushInterval` asked for; those of `durable` are not counted. */
   flushes: number
   /** What a request took, from the call until its caller went on. */
   latency: Latency

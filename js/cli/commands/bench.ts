@@ -31,7 +31,7 @@ export const HELP: CommandHelp = {
     ['--pattern BYTE', 'the byte that is written, 0 (default) to 255'],
     ['--flush-interval N', 'flush after every N writes'],
     ['--no-drain', 'do not wait for writes under way before a flush'],
-    ['-t, --cache MODE', 'accepted; the page cache is used'],
+    ['-t, --cache MODE', 'writethrough and directsync: each write ends on the device; unsafe: no flushes; the page cache is used in any'],
     ['-i, --aio MODE', 'accepted: threads, native or io_uring; the way to the file is our own'],
     ['-n, --native', 'the same as -i native'],
     ['-q', 'accepted; the result is printed all the same, as qemu-img does'],
@@ -161,7 +161,10 @@ async function run(
     Number(settings.pattern),
     Number(settings.flushInterval),
   ]
-  const plan: BenchOptions = { count, depth, size, step, offset, write, pattern, flushInterval, drain }
+  const plan: BenchOptions = { count, depth, size, step, offset, write, pattern, drain }
+  // What the modes mean for writes; the page cache is used in all of them.
+  if (settings.cache !== 'unsafe') plan.flushInterval = flushInterval ?? 0
+  if (write && /^(writethrough|directsync)$/.test(settings.cache)) plan.durable = true
   const line = new ProgressLine(program, false, 2)
   let begun = false
   const onProgress = (progress: Progress): void => {
