@@ -32,6 +32,9 @@ const AHEAD: usize = 4;
 /// Runs that a resolve answers at most.
 const RUNS: usize = 512;
 
+/// What a write fails with after something else has failed.
+const POISONED: &str = "ERR_QCOW2_POISONED";
+
 /// How to commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CommitOptions {
@@ -143,10 +146,15 @@ fn copy(upper: &Chain, base: &Disk, options: &CommitOptions, job: &JobContext) -
                 unflushed = 0;
             }
         };
-        // The device begins early. What a flush fails at, the next write or the last flush tells.
+        // The device begins early. After a flush that failed no write succeeds: it is the flush that tells why.
         let flusher = std::thread::Builder::new().name("qcow2-flush".into());
-        let _ = flusher.spawn_scoped(scope, move || asked.iter().for_each(|()| drop(base.flush())));
-        pipeline::run(
+        let flushing = flusher.spawn_scoped(scope, move || {
+            for () in asked {
+                base.flush()?;
+            }
+            Ok(())
+        });
+        let copied = pipeline::run(
             crowd,
             || held.next(),
             || Ok(FetchContext::default()),
@@ -177,7 +185,14 @@ fn copy(upper: &Chain, base: &Disk, options: &CommitOptions, job: &JobContext) -
                     pace.keep(length, job)
                 }
             },
-        )
+        );
+        drop(flush_now);
+        match flushing.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(Err(error))) if !matches!(&copied, Err(first) if first.code() != POISONED) => Err(error),
+            Ok(Ok(_)) => copied,
+            // A thread that the system refuses is no matter: the last flush does it all.
+            Ok(Err(_)) | Err(_) => copied,
+        }
     })?;
     Ok(CommitReport {
         virtual_size: base.chain().virtual_size(),
