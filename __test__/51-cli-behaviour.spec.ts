@@ -253,3 +253,14 @@ test('sizes are read and printed as C does', (t) => {
   )
   t.deepEqual([3.125, 9.375, 50, 33.333, 0.625].map(twoDigits), ['3.12', '9.38', '50.00', '33.33', '0.62'])
 })
+
+test('compare answers as JSON too, with the same exit codes', async (t) => {
+  const json = async (...words: string[]) => {
+    const { code, stdout, stderr } = await run(['compare', '--output=json', ...words])
+    t.is(stderr, '')
+    return { code, answer: JSON.parse(stdout) as object }
+  }
+  t.deepEqual(await json('o.q', 'o.raw'), { code: 0, answer: { identical: true, 'sizes-differ': false } })
+  t.deepEqual(await json('base.q', 'o.q'), { code: 1, answer: { identical: false, offset: 524288, reason: 'content', 'sizes-differ': false } })
+  t.is((await run(['compare', '--output=xml', 'o.q', 'o.raw'])).stderr.split('\n')[0], "qemu-img: --output expects 'human' or 'json' not 'xml'")
+})

@@ -1,22 +1,23 @@
 /** `compare`: whether two images have the same contents. */
 import { type CommandHelp, ROWS } from '../help.js'
+import { formatJson } from '../json.js'
 import { type CompareResult, library } from '../library.js'
 import { blame, formatOf, type GatePolicy, gateOptions, gatePolicy, imageName, type OpenedName } from '../names.js'
 import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { misuse, Refusal } from '../refusal.js'
 import { systemText } from '../texts.js'
-import { commandGrammar, isCacheMode, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, isCacheMode, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
 
 const GRAMMAR = commandGrammar(
   'pqsU',
   'fFT',
-  'quiet=q object: cache:=T image-opts a-format:=f left-format:=f b-format:=F right-format:=F force-share=U strict=s progress=p',
+  'quiet=q object: cache:=T image-opts a-format:=f left-format:=f b-format:=F right-format:=F force-share=U strict=s progress=p !output:',
 )
 
 const HELP: CommandHelp = {
   summary: 'Tell whether two images have the same contents. Space that only one of them has must read as zeros.',
-  usage: '[-f FMT] [-F FMT] [-s] [-p] [-q] [-U] FILE1 FILE2',
+  usage: '[-f FMT] [-F FMT] [-s] [-p] [-q] [-U] [--output human|json] FILE1 FILE2',
   options: [
     ['-f, --a-format FMT', 'format of the first image'],
     ['-F, --b-format FMT', 'format of the second image'],
@@ -25,6 +26,7 @@ const HELP: CommandHelp = {
     ROWS.quiet,
     ['-T, --cache MODE', 'accepted; the result does not depend on it'],
     ROWS.share,
+    ROWS.output,
     ROWS.gate,
     ['', 'exit code: 0 same, 1 different, 2 cannot be opened, 4 cannot be read'],
   ],
@@ -38,6 +40,7 @@ const NOT_READ = 4
 /** Runs the command. */
 export async function compare(program: Program, words: readonly string[]): Promise<number> {
   const formats: [string | undefined, string | undefined] = [undefined, undefined]
+  let form = 'human' as 'human' | 'json'
   let cache = 'writeback'
   let strict = false
   let progress = false
@@ -53,6 +56,7 @@ export async function compare(program: Program, words: readonly string[]): Promi
     else if (id === 'p') progress = true
     else if (id === 'q') quiet = true
     else if (id === 'U') forceShare = true
+    else if (id === 'output') form = outputForm(value)
     else if (id === 'object') refuseObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
@@ -65,7 +69,7 @@ export async function compare(program: Program, words: readonly string[]): Promi
     if (imageOpts) throw refuseImageOpts(formats[0] ?? formats[1], NOT_OPENED)
     const result = await runCompare(program, [a, b], formats, { strict, forceShare, policy, line })
     line.finish(result.identical)
-    if (!quiet) program.out.print(outcome(result, strict))
+    if (!quiet) program.out.print(form === 'json' ? jsonText(result) : outcome(result, strict))
     return result.identical ? 0 : 1
   } finally {
     line.end()
@@ -115,4 +119,9 @@ function outcome({ identical, offset, reason, sizesDiffer }: CompareResult, stri
   if (strict && reason === 'allocation') return `Strict mode: Offset ${offset} block status mismatch!\n`
   const warning = sizesDiffer && (identical || reason === 'size') ? 'Warning: Image size mismatch!\n' : ''
   return warning + (identical ? 'Images are identical.\n' : `Content mismatch at offset ${offset}!\n`)
+}
+
+/** As data: qemu-img has no words for it. */
+function jsonText({ identical, offset, reason, sizesDiffer }: CompareResult): string {
+  return `${formatJson({ identical, offset, reason, 'sizes-differ': sizesDiffer })}\n`
 }
