@@ -724,8 +724,10 @@ export declare function snapshotRename(id: CallId, disk: Handle, which: Snapshot
 export interface SourceSpec {
   /** The file's path, or… */
   path?: string
-  /** … the handle of memory. */
+  /** … the handle of memory, or… */
   memory?: Handle
+  /** … so many bytes that are zeros; what is written to them is gone. */
+  zeros?: bigint
   /** Where the image begins in it, in bytes. Default 0. */
   offset?: bigint
   /** How many bytes belong to it. Default: up to the end. */

@@ -11,6 +11,8 @@ export type Handle = number
 export interface SourceSpec {
   path?: string
   memory?: Handle
+  /** So many bytes that are zeros. */
+  zeros?: bigint
   offset?: bigint
   size?: bigint
   /** May it be a block device? Regular files always may. */

@@ -34,6 +34,7 @@ export interface LocatedTarget {
   extension?: Format
 }
 
+const ZEROS = { zeros: count }
 const WINDOW = { path: (value: unknown, name: string) => filePath(value, name), offset: count, size: count }
 
 /**
@@ -50,6 +51,10 @@ export function locate(source: unknown, name = 'source'): Located {
     return { spec: { memory }, release: () => sync((addon) => addon.memoryClose(memory)) }
   }
   if (isMemoryStorage(source)) return { spec: { memory: memoryHandle(source) }, owner: source, release: nothing }
+  if (typeof source === 'object' && source !== null && 'zeros' in source) {
+    const { zeros } = checkOptions('zeros', source, ZEROS)
+    return { spec: { zeros: zeros ?? 0n }, release: nothing }
+  }
   if (typeof source === 'object' && source !== null && 'path' in source) {
     const { path, offset, size } = checkOptions('a part of a file', source, WINDOW)
     if (path === undefined) throw invalid(`${name}.path`, `${name}.path must be text: it is undefined`)
@@ -57,7 +62,10 @@ export function locate(source: unknown, name = 'source'): Located {
     if (size !== undefined) spec.size = size
     return { spec, path, release: nothing }
   }
-  throw invalid(name, `${name} must be a path, a file: URL, a Uint8Array, { path, offset, size } or memoryStorage(): it is ${kindOf(source)}`)
+  throw invalid(
+    name,
+    `${name} must be a path, a file: URL, a Uint8Array, { path, offset, size }, { zeros } or memoryStorage(): it is ${kindOf(source)}`,
+  )
 }
 
 /** Finds all sources, or none: what was copied for the first must not outlive the fault of the second. */

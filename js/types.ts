@@ -93,8 +93,14 @@ export interface MemoryStorage {
   close(): void
 }
 
-/** Where an image may come from: a path, a `file:` URL, bytes (copied at the call), a part of a file, or {@link MemoryStorage}. */
-export type Source = string | URL | Uint8Array | FileWindow | MemoryStorage
+/** A disk without a file: so many zeros. What is written to it is gone. For measurements, and as a source of nothing. */
+export interface ZeroSource {
+  /** How many bytes. */
+  zeros: ByteCount
+}
+
+/** Where an image may come from: a path, a `file:` URL, bytes (copied at the call), a part of a file, {@link MemoryStorage}, or zeros. */
+export type Source = string | URL | Uint8Array | FileWindow | MemoryStorage | ZeroSource
 
 /** Options that every call which reads an image takes. */
 export interface OpenOptions {

@@ -1,7 +1,18 @@
 /** A conversion that was asked for in words: what is refused about it in which order, and how it is done. */
 import { checkCreateValues, createOptionsOf } from './create-checks.js'
 import { type ConvertOptions, type ConvertResult, type Format, library, type OpenOptions, type Qcow2Error } from './library.js'
-import { blame, cannotOpen, formatOf, type GatePolicy, gateOptions, imageName, type OpenedName, openRefusal, refuseSpecial } from './names.js'
+import {
+  blame,
+  cannotOpen,
+  formatOf,
+  type GatePolicy,
+  gateOptions,
+  imageName,
+  type OpenedName,
+  openRefusal,
+  plainName,
+  refuseSpecial,
+} from './names.js'
 import { type CreateValues, isTargetFormat, readCreateValues } from './options.js'
 import { type Program, warn } from './program.js'
 import type { ProgressLine } from './progress.js'
@@ -36,6 +47,8 @@ export interface Conversion {
   cache: string
   forceShare: boolean
   policy: GatePolicy
+  imageOpts: boolean
+  targetImageOpts: boolean
 }
 
 const DOWNGRADED = /^(v2|0\.10)$/
@@ -45,6 +58,11 @@ type SourceOptions = Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 
 
 /** Converts. `-` is standard input or output. */
 export async function runConversion(program: Program, asked: Conversion, line: ProgressLine): Promise<void> {
+  if (asked.targetImageOpts) {
+    const target = imageName(asked.target, true)
+    if (target.path === '') throw notYet('Targets that are no files')
+    asked.targetFormat = await formatOf(target, undefined, program.signal)
+  }
   const scratch = new Scratch(program.signal)
   try {
     const files = await Promise.all(asked.sources.map((source) => (source === '-' ? scratch.fromStdin() : source)))
@@ -52,7 +70,7 @@ export async function runConversion(program: Program, asked: Conversion, line: P
     const source = { ...gateOptions(asked.sources.includes('-') ? 'deny' : asked.policy), forceShare: asked.forceShare }
     const names: OpenedName[] = []
     for (const file of files) {
-      const name = imageName(file)
+      const name = imageName(file, asked.imageOpts)
       names.push({ name, format: await formatOf(name, asked.sourceFormat, program.signal) })
     }
     const snapshot = await chooseSnapshot(program, asked, names, source)
@@ -161,7 +179,7 @@ async function chooseBitmaps(
   if (!bitmaps) return false
   if (format === 'raw') throw new Refusal("Format driver 'raw' does not support bitmaps")
   const { name, format: sourceFormat } = names[0] as OpenedName
-  const facts = await library().info(name.path, { format: sourceFormat, bigint: true, signal: program.signal })
+  const facts = await library().info(name.source, { format: sourceFormat, bigint: true, signal: program.signal })
   const broken = facts.bitmaps.filter(({ flags }) => flags.includes('in-use'))
   if (broken[0] === undefined) return true
   if (!skipBroken) {
@@ -173,17 +191,17 @@ async function chooseBitmaps(
   return 'skip-broken'
 }
 
-function checkTarget({ target, noCreate, compress }: Conversion, format: Format, values: CreateValues): void {
+function checkTarget({ target, noCreate, compress, targetImageOpts }: Conversion, format: Format, values: CreateValues): void {
   if (noCreate) {
     if (target === '-') throw new Refusal('Standard output cannot be written in place (-n)')
-    const name = imageName(target)
+    const name = imageName(target, targetImageOpts)
     refuseSpecial(name)
     if (compress) throw notYet('Compressed writes into an existing image (-n -c)')
     return
   }
   try {
     checkCreateValues(format, values)
-    refuseNameless(imageName(target).path)
+    refuseNameless(plainName(target).path)
   } catch (error) {
     throw error instanceof Refusal ? converting(error, target, format) : error
   }
@@ -201,10 +219,10 @@ async function write(
   file: string,
   line: ProgressLine,
 ): Promise<void> {
-  const { path } = imageName(file)
+  const { path } = imageName(file, asked.targetImageOpts)
   try {
     const result = await library().convert(
-      names.map(({ name }) => name.path),
+      names.map(({ name }) => name.source),
       path,
       { ...options, onProgress: line.update },
     )
@@ -233,9 +251,9 @@ function tellLosses(program: Program, { lost = [], lostOmitted = 0 }: ConvertRes
 /** A backing file of the target that cannot be opened: the target would be an image that cannot be. */
 async function blameBacking({ backing, backingFormat, source }: ConvertOptions, path: string, shown: string): Promise<void> {
   if (backing === undefined) return
-  const name = imageName(beside(path, backing))
+  const name = plainName(beside(path, backing))
   try {
-    const disk = await library().open(name.path, { ...source, format: backingFormat ?? 'qcow2' })
+    const disk = await library().open(name.source, { ...source, format: backingFormat ?? 'qcow2' })
     await disk.close()
   } catch (error) {
     const refusal = openRefusal(error, name)

@@ -30,6 +30,7 @@ export type {
   RebaseResult,
   Run,
   SnapshotInfo,
+  Source,
 } from '../index.js'
 
 /** Everything that the package exports. */

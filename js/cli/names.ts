@@ -3,7 +3,7 @@
  * devices are opened by plain name, never a pipe, another device, a protocol or a description in JSON.
  */
 import { statSync } from 'node:fs'
-import { type Format, type LayerDescription, library, type NamedFile, type OpenOptions, type Qcow2Error } from './library.js'
+import { type Format, type LayerDescription, library, type NamedFile, type OpenOptions, type Qcow2Error, type Source } from './library.js'
 import { Refusal } from './refusal.js'
 import { strerror } from './strerror.js'
 import { isSystemError, type Wording, wordFault } from './texts.js'
@@ -12,8 +12,12 @@ import { isSystemError, type Wording, wordFault } from './texts.js'
 export interface ImageName {
   /** As given; messages show it. */
   given: string
-  /** Without the prefix `file:`. */
+  /** Without the prefix `file:`; empty for what is no file. */
   path: string
+  /** What is handed to the library. */
+  source: Source
+  /** Its format, if a description says it. */
+  format?: Format
 }
 
 /** Which files that an image names are opened. */
@@ -25,13 +29,28 @@ export function gatePolicy(value: string): GatePolicy {
   throw new Refusal(`--backing-files expects 'same-directory' or 'deny' not '${value}'`, { usage: true })
 }
 
-/** Understands a name. Protocols and descriptions are refused by name. */
-export function imageName(given: string): ImageName {
-  if (given.startsWith('json:')) throw cannotOpen(given, 'Image descriptions in JSON are not supported in this version')
+/** Understands a name, or with `--image-opts` a description. Protocols are refused by name. */
+export function imageName(given: string, imageOpts = false): ImageName {
+  if (imageOpts || given.startsWith('json:')) return describedName(given, imageOpts)
   const protocol = protocolOf(given)
-  if (protocol === undefined) return { given, path: given }
-  if (protocol === 'file') return { given, path: given.slice(5) }
+  if (protocol === undefined) return { given, path: given, source: given }
+  if (protocol === 'file') return { given, path: given.slice(5), source: given.slice(5) }
   throw cannotOpen(given, `Unknown protocol '${protocol}'`)
+}
+
+/** Understands a plain name: of what is made, or of what stands or will stand in an image, where a description is never followed. */
+export function plainName(given: string): ImageName {
+  if (given.startsWith('json:')) throw cannotOpen(given, 'Image descriptions in JSON are not supported in this version')
+  return imageName(given)
+}
+
+function describedName(given: string, imageOpts: boolean): ImageName {
+  const { DescriptionFault, fromJson, fromOptions } = require('./describe.js') as typeof import('./describe.js')
+  try {
+    return { given, ...(imageOpts ? fromOptions(given) : fromJson(given.slice(5))) }
+  } catch (error) {
+    throw error instanceof DescriptionFault ? cannotOpen(given, error.message) : error
+  }
 }
 
 /** What stands before a colon that comes before any slash. */
@@ -43,17 +62,19 @@ function protocolOf(name: string): string | undefined {
 /** The format the user says, or what the file's first bytes say. */
 export async function formatOf(name: ImageName, given: string | undefined, signal: AbortSignal): Promise<Format> {
   if (given === 'qcow2' || given === 'raw') return given
+  if (given === undefined && name.format !== undefined) return name.format
   if (given !== undefined) throw cannotOpen(name.given, `Unknown driver '${given}'`)
   refuseSpecial(name)
   try {
-    return await library().probe(name.path, { signal })
+    return await library().probe(name.source, { signal })
   } catch (error) {
     throw openRefusal(error, name)
   }
 }
 
 /** Pipes and other devices are refused before anything waits for them. */
-export function refuseSpecial({ given, path }: ImageName): void {
+export function refuseSpecial({ given, path, source }: ImageName): void {
+  if (typeof source === 'object' && 'zeros' in source) return
   if (path === '') throw cannotOpen(given, "The 'file' block driver requires a file name")
   const stat = statSync(path, { throwIfNoEntry: false })
   if (stat !== undefined && !stat.isFile() && !stat.isBlockDevice()) throw cannotOpen(given, `'file' driver requires '${path}' to be a regular file`)
@@ -182,7 +203,7 @@ export async function blame(
   if ((error instanceof Refusal && !evenRefusals) || options.signal?.aborted) return error
   for (const { name, format } of names) {
     try {
-      const disk = await library().open(name.path, { ...options, format })
+      const disk = await library().open(name.source, { ...options, format })
       await disk.close()
     } catch (fault) {
       return openRefusal(fault, name)

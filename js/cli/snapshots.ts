@@ -33,7 +33,7 @@ export async function snapshotId(
   if (wanted === undefined) return undefined
   let snapshots: SnapshotInfo[]
   try {
-    const disk = await library().open(name.path, { ...options, format, signal: program.signal })
+    const disk = await library().open(name.source, { ...options, format, signal: program.signal })
     snapshots = await disk.snapshots.list()
     await disk.close()
   } catch (error) {

@@ -71,7 +71,7 @@ export async function streamToStdout(program: Program, names: readonly OpenedNam
   const { signal } = program
   for (const { name, format } of names) {
     const disk = await library()
-      .open(name.path, { ...options, format, signal })
+      .open(name.source, { ...options, format, signal })
       .catch((error: unknown) => Promise.reject(openRefusal(error, name)))
     try {
       for await (const piece of disk.createReadStream({ highWaterMark: PIECE, signal })) await writeStdout(piece as Uint8Array, signal)

@@ -67,20 +67,15 @@ export function notYet(what: string, code = 1): Refusal {
   return new Refusal(`${what} are not supported in this version`, { code })
 }
 
-/** `--image-opts` is known by name; with `-f` it contradicts itself. */
-export function refuseImageOpts(format: string | undefined, code = 1): Refusal {
-  if (format === undefined) return notYet('Image options (--image-opts)', code)
-  return new Refusal('--image-opts and --format are mutually exclusive', { code })
+/** `--image-opts` says the format itself: with `-f` it contradicts itself. */
+export function refuseBoth(imageOpts: boolean, format: string | undefined, code = 1): void {
+  if (imageOpts && format !== undefined) throw new Refusal('--image-opts and --format are mutually exclusive', { code })
 }
 
-const OBJECT_TYPES = new Set(['secret', 'secret_keyring', 'tls-creds-x509', 'tls-creds-psk', 'tls-creds-anon', 'throttle-group', 'iothread'])
-
-/** `--object`: known by name, and of no use before there is encryption. */
-export function refuseObject(definition: string): never {
-  const kind = definition.startsWith('qom-type=') ? definition.slice(9).split(',')[0] : definition.split(',')[0]
-  if (!OBJECT_TYPES.has(kind ?? '')) throw new Refusal(`Parameter 'qom-type' does not accept value '${kind}'`)
-  if (!/(^|,)id=/.test(definition)) throw new Refusal("Parameter 'id' is missing")
-  throw notYet('Objects (--object) and encrypted images')
+/** `--object`, which is understood before anything is opened. */
+export function takeObject(definition: string): void {
+  const { readObject } = require('./objects.js') as typeof import('./objects.js')
+  readObject(definition)
 }
 
 const CACHE_MODES = new Set(['none', 'off', 'writeback', 'unsafe', 'writethrough', 'directsync'])

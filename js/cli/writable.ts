@@ -11,7 +11,7 @@ export async function openWritable(program: Program, name: ImageName, format: st
   const kind = await formatOf(name, format, signal)
   if (format === undefined && kind === 'raw') warnOfGuess(name)
   try {
-    return await library().open(name.path, { ...gateOptions(policy), format: kind, writable: true, signal })
+    return await library().open(name.source, { ...gateOptions(policy), format: kind, writable: true, signal })
   } catch (error) {
     throw openRefusal(error, name)
   }

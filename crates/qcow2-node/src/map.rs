@@ -2,8 +2,8 @@
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::Status;
-use qcow2_format::GuestOffset;
+use qcow2_engine::{Chain, Status};
+use qcow2_format::{GuestOffset, HostOffset};
 
 use crate::call::accept;
 use crate::handles::Handle;
@@ -35,14 +35,27 @@ pub fn map(env: Env, id: CallId, chain: Handle, start: BigInt, length: BigInt, m
             let ranges = chain.status_unless(start, length, max as usize, &job.cancel)?;
             let mut words = Vec::with_capacity(ranges.len() * WORDS);
             for range in &ranges {
-                words.extend(words_of(range));
+                words.extend(words_of(range, base(&chain, range)));
             }
             Outcome::value(move |_, _, values| values.add(Words(words)))
         })
     })
 }
 
-fn words_of(range: &Status) -> [u64; WORDS] {
+/// Where the storage that has a range's bytes begins in its file.
+fn base(chain: &Chain, range: &Status) -> u64 {
+    let storage = range.file.and_then(|file| {
+        let layer = chain.layer(file.layer)?;
+        if file.data_file {
+            layer.data_file().map(|storage| storage.base())
+        } else {
+            Some(layer.storage().base())
+        }
+    });
+    storage.unwrap_or(HostOffset(0)).0
+}
+
+fn words_of(range: &Status, base: u64) -> [u64; WORDS] {
     let flag = |set, flag| if set { flag } else { 0 };
     let flags = flag(range.present, PRESENT)
         | flag(range.zero, ZERO)
@@ -51,6 +64,9 @@ fn words_of(range: &Status) -> [u64; WORDS] {
         | flag(range.offset.is_some(), HAS_OFFSET)
         | flag(range.file.is_some_and(|file| file.data_file), IN_DATA_FILE)
         | u64::from(range.depth) << DEPTH_SHIFT;
-    let offset = range.offset.map(|offset| offset.0).unwrap_or_default();
+    let offset = range
+        .offset
+        .map(|offset| offset.0.saturating_add(base))
+        .unwrap_or_default();
     [range.start.0, range.length, flags, offset, 0]
 }

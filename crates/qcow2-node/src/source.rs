@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::storage::{AllowSpecial, FileStorage, OpenMode, Storage, WindowStorage};
+use qcow2_engine::storage::{AllowSpecial, FileStorage, NullStorage, OpenMode, Storage, WindowStorage};
 use qcow2_engine::{Error, Format};
 use qcow2_format::HostOffset;
 
@@ -20,8 +20,10 @@ use crate::pool::Lane;
 pub struct SourceSpec {
     /// The file's path, or…
     pub path: Option<String>,
-    /// … the handle of memory.
+    /// … the handle of memory, or…
     pub memory: Option<Handle>,
+    /// … so many bytes that are zeros; what is written to them is gone.
+    pub zeros: Option<BigInt>,
     /// Where the image begins in it, in bytes. Default 0.
     pub offset: Option<BigInt>,
     /// How many bytes belong to it. Default: up to the end.
@@ -54,6 +56,10 @@ impl SourceSpec {
             )),
         };
         let place = match (self.path, self.memory) {
+            (None, None) if self.zeros.is_some() => {
+                let length = unsigned("zeros", self.zeros.as_ref())?.unwrap_or(0);
+                Place::Storage(Arc::new(NullStorage::new(length)))
+            }
             (Some(path), None) => Place::Path {
                 path: path.into(),
                 mode: OpenMode {

@@ -8,7 +8,7 @@ import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { misuse, Refusal } from '../refusal.js'
 import { withoutPath } from '../texts.js'
-import { commandGrammar, isCacheMode, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, isCacheMode, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 import { changeFault, openWritable } from '../writable.js'
 
 const GRAMMAR = commandGrammar('pq', 'oft', 'options:=o format:=f image-opts cache:=t force object: !output: progress=p quiet=q')
@@ -49,7 +49,7 @@ export async function amend(program: Program, words: readonly string[]): Promise
     else if (id === 'p') progress = true
     else if (id === 'q') quiet = true
     else if (id === 'output') form = outputForm(value)
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
@@ -57,11 +57,11 @@ export async function amend(program: Program, words: readonly string[]): Promise
   if (format !== undefined && asksForHelp(list)) return help(program, format)
   const [file, surplus] = operands
   if (file === undefined || surplus !== undefined) throw new Refusal('Expecting one image file name')
-  if (imageOpts) throw refuseImageOpts(format)
+  refuseBoth(imageOpts, format)
   if (!isCacheMode(cache)) throw new Refusal(`Invalid cache option: ${cache}`)
   const line = new ProgressLine(program, progress && !quiet, 1)
   try {
-    const name = imageName(file)
+    const name = imageName(file, imageOpts)
     // As qemu-img: what is wrong with the image is told before what is wrong with the list.
     const disk = await openWritable(program, name, format, policy)
     const kind = disk.format
@@ -116,7 +116,7 @@ function optionsOf(values: CreateValues): AmendOptions {
 async function run(program: Program, name: ImageName, options: AmendOptions, line: ProgressLine): Promise<number | bigint> {
   const { Qcow2Error } = library()
   try {
-    const { virtualSize } = await library().amend(name.path, { ...options, signal: program.signal, onProgress: line.update })
+    const { virtualSize } = await library().amend(name.source, { ...options, signal: program.signal, onProgress: line.update })
     return virtualSize
   } catch (error) {
     if (program.signal.aborted || !(error instanceof Qcow2Error)) throw error

@@ -9,7 +9,7 @@ import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { Refusal } from '../refusal.js'
 import { systemText } from '../texts.js'
-import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseImageOpts } from '../words.js'
+import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseBoth } from '../words.js'
 
 export const GRAMMAR = commandGrammar(
   'nqUw',
@@ -98,8 +98,8 @@ export async function bench(program: Program, words: readonly string[]): Promise
   const { flushInterval, depth, write } = settings
   if (flushInterval > 0n && !write) throw new Refusal('--flush-interval is only available in write tests')
   if (flushInterval > 0n && flushInterval < depth) throw new Refusal("Flush interval can't be smaller than depth")
-  if (imageOpts) throw refuseImageOpts(format)
-  const name = imageName(file)
+  refuseBoth(imageOpts, format)
+  const name = imageName(file, imageOpts)
   const kind = await formatFor(program, name, format, policy, settings)
   const announce = (): void => {
     if (form === 'human') program.out.print(announcement(settings))
@@ -173,7 +173,7 @@ async function run(
     begun = true
   }
   try {
-    return await library().bench(name.path, { ...gate, ...plan, format, forceShare, signal, onProgress })
+    return await library().bench(name.source, { ...gate, ...plan, format, forceShare, signal, onProgress })
   } catch (error) {
     const { Qcow2Error } = library()
     if (!begun) throw openRefusal(error, name)

@@ -5,7 +5,7 @@ import { formatOf, type GatePolicy, gateOptions, gatePolicy, imageName, openRefu
 import { sizeArgument } from '../numbers.js'
 import type { Program } from '../program.js'
 import { Refusal } from '../refusal.js'
-import { commandGrammar, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, readWords, refuseBoth, takeObject } from '../words.js'
 import { changeFault, openWritable } from '../writable.js'
 
 const GRAMMAR = commandGrammar(
@@ -45,6 +45,7 @@ interface Asked {
   operations: Operation[]
   granularity: bigint
   format: string | undefined
+  imageOpts: boolean
   source: { file: string; format: string | undefined } | undefined
   policy: GatePolicy
 }
@@ -65,7 +66,7 @@ export async function bitmap(program: Program, words: readonly string[]): Promis
     else if (id === 'F') sourceFormat = value
     else if (id === 'f') format = value
     else if (id === 'image-opts') imageOpts = true
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
   const [file, name, surplus] = operands
@@ -75,13 +76,13 @@ export async function bitmap(program: Program, words: readonly string[]): Promis
   if (granularity !== 0n && !has('add')) throw new Refusal('granularity only supported with --add')
   if (sourceFormat !== undefined && sourceFile === undefined) throw new Refusal('-F only supported with -b')
   if (sourceFile !== undefined && !has('merge')) throw new Refusal('Merge bitmap source file only supported with --merge')
-  if (imageOpts) throw refuseImageOpts(format)
+  refuseBoth(imageOpts, format)
   const source = sourceFile === undefined ? undefined : { file: sourceFile, format: sourceFormat }
-  return await run(program, file, name, { operations, granularity, format, source, policy })
+  return await run(program, file, name, { operations, granularity, format, imageOpts, source, policy })
 }
 
 async function run(program: Program, file: string, bitmap: string, asked: Asked): Promise<number> {
-  const disk = await openWritable(program, imageName(file), asked.format, asked.policy)
+  const disk = await openWritable(program, imageName(file, asked.imageOpts), asked.format, asked.policy)
   let other: Disk | undefined
   let failure: unknown
   try {
@@ -112,7 +113,7 @@ async function openSource(program: Program, file: string, format: string | undef
   const { signal } = program
   const kind = await formatOf(name, format, signal)
   try {
-    return await library().open(name.path, { ...gateOptions(policy), format: kind, signal })
+    return await library().open(name.source, { ...gateOptions(policy), format: kind, signal })
   } catch (error) {
     throw openRefusal(error, name)
   }

@@ -10,7 +10,7 @@ import { printError } from '../output.js'
 import { complain, type Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
 import { systemText } from '../texts.js'
-import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 import { warnOfGuess } from '../writable.js'
 
 const GRAMMAR = commandGrammar('qU', 'frT', 'quiet=q format:=f cache:=T repair:=r output: object: image-opts force-share=U')
@@ -50,7 +50,7 @@ export async function check(program: Program, words: readonly string[]): Promise
     else if (id === 'T') cache = value
     else if (id === 'q') quiet = true
     else if (id === 'U') forceShare = true
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
     else if (id === 'r') {
@@ -60,8 +60,8 @@ export async function check(program: Program, words: readonly string[]): Promise
   })
   const file = oneFile(operands)
   if (!isCacheMode(cache)) throw new Refusal(`Invalid source cache option: ${cache}`)
-  if (imageOpts) throw refuseImageOpts(format)
-  const name = imageName(file)
+  refuseBoth(imageOpts, format)
+  const name = imageName(file, imageOpts)
   if (repair !== undefined && forceShare) throw cannotOpen(name.given, 'force-share=on can only be used with read-only images')
   const kind = await formatOf(name, format, program.signal)
   if (repair !== undefined && format === undefined && kind === 'raw') warnOfGuess(name)
@@ -125,7 +125,7 @@ async function openOnce(
   policy: GatePolicy,
 ): Promise<void> {
   try {
-    const disk = await library().open(name.path, { ...options, ...gateOptions(policy), signal: program.signal })
+    const disk = await library().open(name.source, { ...options, ...gateOptions(policy), signal: program.signal })
     await disk.close()
   } catch (error) {
     // A check is there to tell what is wrong inside: only what it could not even begin with ends it here.
@@ -145,7 +145,7 @@ function isForCheck(error: unknown): boolean {
 
 async function runCheck(program: Program, name: ImageName, options: Pick<CheckOptions, 'forceShare' | 'repair'>): Promise<CheckResult> {
   try {
-    return await library().check(name.path, { ...options, format: 'qcow2', bigint: true, signal: program.signal })
+    return await library().check(name.source, { ...options, format: 'qcow2', bigint: true, signal: program.signal })
   } catch (error) {
     const { Qcow2Error } = library()
     if (error instanceof Qcow2Error && error.syscall === 'read') throw new Refusal(`Check failed: ${systemText(error)}`)

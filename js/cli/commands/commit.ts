@@ -8,7 +8,7 @@ import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { Refusal } from '../refusal.js'
 import { jobText } from '../texts.js'
-import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 import { warnOfGuess } from '../writable.js'
 
 const GRAMMAR = commandGrammar('dpq', 'bfrt', 'base:=b cache:=t drop=d format:=f image-opts object: !output: progress=p quiet=q rate:=r')
@@ -55,14 +55,14 @@ export async function commit(program: Program, words: readonly string[]): Promis
     else if (id === 'p') progress = true
     else if (id === 'q') quiet = true
     else if (id === 'output') form = outputForm(value)
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
   const file = oneFile(operands)
-  if (imageOpts) throw refuseImageOpts(format)
+  refuseBoth(imageOpts, format)
   if (!isCacheMode(cache)) throw new Refusal(`Invalid cache option: ${cache}`)
-  const name = imageName(file)
+  const name = imageName(file, imageOpts)
   const kind = await formatOf(name, format, program.signal)
   if (format === undefined && kind === 'raw') warnOfGuess(name)
   const line = new ProgressLine(program, progress && !quiet, 1)
@@ -91,7 +91,7 @@ async function run(program: Program, name: ImageName, settings: Settings, line: 
     ...(rateLimit === undefined || rateLimit === 0n ? {} : { rateLimit }),
   }
   try {
-    return await library().commit(name.path, { ...opening, ...wishes, signal, onProgress: line.update })
+    return await library().commit(name.source, { ...opening, ...wishes, signal, onProgress: line.update })
   } catch (error) {
     if (signal.aborted) throw error
     if (!(error instanceof library().Qcow2Error)) throw openRefusal(error, name)

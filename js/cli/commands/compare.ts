@@ -7,7 +7,7 @@ import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { misuse, Refusal } from '../refusal.js'
 import { systemText } from '../texts.js'
-import { commandGrammar, isCacheMode, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, isCacheMode, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 
 const GRAMMAR = commandGrammar(
   'pqsU',
@@ -57,7 +57,7 @@ export async function compare(program: Program, words: readonly string[]): Promi
     else if (id === 'q') quiet = true
     else if (id === 'U') forceShare = true
     else if (id === 'output') form = outputForm(value)
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
@@ -66,8 +66,8 @@ export async function compare(program: Program, words: readonly string[]): Promi
   const line = new ProgressLine(program, progress && !quiet, 2)
   try {
     if (!isCacheMode(cache)) throw new Refusal(`Invalid source cache option: ${cache}`, { code: NOT_OPENED })
-    if (imageOpts) throw refuseImageOpts(formats[0] ?? formats[1], NOT_OPENED)
-    const result = await runCompare(program, [a, b], formats, { strict, forceShare, policy, line })
+    refuseBoth(imageOpts, formats[0] ?? formats[1], NOT_OPENED)
+    const result = await runCompare(program, [a, b], formats, { strict, forceShare, policy, line, imageOpts })
     line.finish(result.identical)
     if (!quiet) program.out.print(form === 'json' ? jsonText(result) : outcome(result, strict))
     return result.identical ? 0 : 1
@@ -81,25 +81,26 @@ interface Settings {
   forceShare: boolean
   policy: GatePolicy
   line: ProgressLine
+  imageOpts: boolean
 }
 
 async function runCompare(
   program: Program,
   files: readonly [string, string],
   formats: readonly [string | undefined, string | undefined],
-  { strict, forceShare, policy, line }: Settings,
+  { strict, forceShare, policy, line, imageOpts }: Settings,
 ): Promise<CompareResult> {
   const source = { ...gateOptions(policy), forceShare }
   const { signal } = program
   const names: OpenedName[] = []
   try {
     for (const [index, file] of files.entries()) {
-      const name = imageName(file)
+      const name = imageName(file, imageOpts)
       names.push({ name, format: await formatOf(name, formats[index], signal) })
     }
     const [a, b] = names as [OpenedName, OpenedName]
     const options = { strict, formatA: a.format, formatB: b.format, source, signal, onProgress: line.update }
-    return await library().compare(a.name.path, b.name.path, options)
+    return await library().compare(a.name.source, b.name.source, options)
   } catch (error) {
     throw withCode(await blame(error, names, { ...source, signal }), names)
   }

@@ -8,7 +8,7 @@ import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { Refusal } from '../refusal.js'
 import { readSnapshotParameter } from '../snapshots.js'
-import { commandGrammar, isCacheMode, notYet, readWords, refuseObject } from '../words.js'
+import { commandGrammar, isCacheMode, readWords, takeObject } from '../words.js'
 import { printHelp } from './create.js'
 
 const GRAMMAR = commandGrammar(
@@ -74,6 +74,8 @@ export async function convert(program: Program, words: readonly string[]): Promi
     cache: 'unsafe',
     forceShare: false,
     policy: 'plain',
+    imageOpts: false,
+    targetImageOpts: false,
   }
   const flags = new Set<string>()
   let sourceCache = 'writeback'
@@ -97,7 +99,9 @@ export async function convert(program: Program, words: readonly string[]): Promi
     else if (id === 't') asked.cache = value
     else if (id === 'T') sourceCache = value
     else if (id === 'U') asked.forceShare = true
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'image-opts') asked.imageOpts = true
+    else if (id === 'target-image-opts') asked.targetImageOpts = true
+    else if (id === 'object') takeObject(value)
     else if (id === 'backing-files') asked.policy = gatePolicy(value)
     flags.add(id)
   })
@@ -153,5 +157,4 @@ function refuseUnsupported(flags: ReadonlySet<string>): void {
   if ((imageOpts && flags.has('f')) || (targetImageOpts && flags.has('O'))) {
     throw new Refusal('--image-opts and --format are mutually exclusive')
   }
-  if (imageOpts || targetImageOpts) throw notYet('Image options (--image-opts, --target-image-opts)')
 }

@@ -2,13 +2,13 @@
 import { checkCreateValues, createOptionsOf } from '../create-checks.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { type Format, library } from '../library.js'
-import { chainSize, imageName, openRefusal } from '../names.js'
+import { chainSize, openRefusal, plainName } from '../names.js'
 import { sizeArgument } from '../numbers.js'
 import { asksForHelp, type CreateValues, createHelp, describeValues, isTargetFormat, joinLists, readCreateValues } from '../options.js'
 import type { Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
 import { beside, isOneFile, isSameFile, refuseNameless, targetFault } from '../targets.js'
-import { plainGrammar, readWords, refuseObject } from '../words.js'
+import { plainGrammar, readWords, takeObject } from '../words.js'
 
 const GRAMMAR = plainGrammar('qu', 'Fbfo', 'quiet=q object: format:=f backing:=b backing-format:=F backing-unsafe=u options:=o')
 
@@ -51,7 +51,7 @@ export async function create(program: Program, words: readonly string[]): Promis
     else if (id === 'F') backingFormat = value
     else if (id === 'u') unsafe = true
     else if (id === 'q') quiet = true
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
   })
   const [file, sizeText, surplus] = operands
   if (asksForHelp(list)) return printHelp(program, format, file !== undefined)
@@ -94,7 +94,7 @@ async function make(program: Program, asked: Asked): Promise<void> {
     program.out.flush()
   }
   checkCreateValues(format, values)
-  const { path } = imageName(file)
+  const { path } = plainName(file)
   refuseNameless(path)
   const options = { ...createOptionsOf(values), format, size: BigInt(size), overwrite: true, signal: program.signal }
   // What can be known of the backing file is known by now.
@@ -127,7 +127,7 @@ async function backingSize(program: Program, { file, values, unsafe }: Asked): P
     if (said === undefined) throw new Refusal('Backing file specified without backing format')
     return undefined
   }
-  const name = imageName(beside(imageName(file).path, backing))
+  const name = plainName(beside(plainName(file).path, backing))
   const layers: string[] = []
   let size: bigint
   try {
@@ -147,7 +147,7 @@ async function backingSize(program: Program, { file, values, unsafe }: Asked): P
 
 /** The new files replace what has their names: that must not be something the new image is to be read with. */
 async function refuseLayers(file: string, values: Asked['values'], layers: readonly string[]): Promise<void> {
-  const { path } = imageName(file)
+  const { path } = plainName(file)
   const data = values.get('data_file')
   for (const made of data === undefined ? [path] : [path, beside(path, data)]) {
     for (const layer of layers) {

@@ -1,14 +1,14 @@
 /** `dd`: blocks of an image into a new image. */
 import { type CommandHelp, ROWS } from '../help.js'
 import { type Format, library } from '../library.js'
-import { blame, formatOf, type GatePolicy, gateOptions, gatePolicy, imageName, openRefusal } from '../names.js'
+import { blame, formatOf, type GatePolicy, gateOptions, gatePolicy, imageName, openRefusal, plainName } from '../names.js'
 import { INT64_MAX, integerArgument, sizeArgument } from '../numbers.js'
 import { isTargetFormat } from '../options.js'
 import { complain, type Program } from '../program.js'
 import { Refusal } from '../refusal.js'
 import { isCreation, refuseNameless, targetFault } from '../targets.js'
 import { isSystemError, systemText } from '../texts.js'
-import { commandGrammar, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, readWords, refuseBoth, takeObject } from '../words.js'
 
 const GRAMMAR = commandGrammar('U', 'fO', 'object: format:=f output-format:=O image-opts force-share=U')
 
@@ -40,14 +40,14 @@ export async function dd(program: Program, words: readonly string[]): Promise<nu
     if (id === 'f') format = value
     else if (id === 'O') target = value
     else if (id === 'U') forceShare = true
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
   const { from, to, blockSize, count, skip } = readOperands(operands)
   if (from === undefined || to === undefined) throw new Refusal('Must specify both input and output files')
-  if (imageOpts) throw refuseImageOpts(format)
-  const name = imageName(from)
+  refuseBoth(imageOpts, format)
+  const name = imageName(from, imageOpts)
   const { signal } = program
   const source = { ...gateOptions(policy), forceShare }
   const sourceFormat = await formatOf(name, format, signal)
@@ -57,9 +57,9 @@ export async function dd(program: Program, words: readonly string[]): Promise<nu
   // As dd(1): nothing is left to copy, and that is no failure.
   if (skip * blockSize > end) complain(program, `${from}: cannot skip to specified offset`)
   try {
-    refuseNameless(imageName(to).path)
+    refuseNameless(plainName(to).path)
     const options = { blockSize, skip, format: target, sourceFormat, source, overwrite: true, signal }
-    await library().dd(name.path, imageName(to).path, { ...options, ...(count === undefined ? {} : { count: countAfter(count, skip) }) })
+    await library().dd(name.source, plainName(to).path, { ...options, ...(count === undefined ? {} : { count: countAfter(count, skip) }) })
   } catch (error) {
     if (signal.aborted) throw error
     throw wordFailure(await blame(error, [{ name, format: sourceFormat }], { ...source, signal }), to, target)
@@ -103,7 +103,7 @@ async function sizeOf(
   source: ReturnType<typeof gateOptions>,
 ): Promise<bigint> {
   try {
-    const disk = await library().open(name.path, { ...source, format, signal: program.signal })
+    const disk = await library().open(name.source, { ...source, format, signal: program.signal })
     const size = BigInt(disk.virtualSize)
     await disk.close()
     return size

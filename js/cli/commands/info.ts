@@ -7,10 +7,10 @@ import { imageBlock } from '../image-block.js'
 import { describeImage } from '../image-json.js'
 import { formatJson, type JsonObject } from '../json.js'
 import { type Format, type ImageInfo, library } from '../library.js'
-import { cannotOpen, formatOf, type GatePolicy, gatePolicy, imageName, openRefusal, refuseSpecial } from '../names.js'
+import { cannotOpen, formatOf, type GatePolicy, gatePolicy, type ImageName, imageName, openRefusal, plainName, refuseSpecial } from '../names.js'
 import type { Program } from '../program.js'
 import { Refusal } from '../refusal.js'
-import { commandGrammar, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, oneFile, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 
 const GRAMMAR = commandGrammar('bU', 'f', 'format:=f output: backing-chain=b object: image-opts force-share=U')
 
@@ -34,13 +34,13 @@ export async function info(program: Program, words: readonly string[]): Promise<
     else if (id === 'output') form = outputForm(value)
     else if (id === 'b') chain = true
     else if (id === 'U') forceShare = true
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
   const file = oneFile(operands)
-  if (imageOpts) throw refuseImageOpts(format)
-  const images = await readImages(program, file, format, { chain, forceShare, policy })
+  refuseBoth(imageOpts, format)
+  const images = await readImages(program, file, format, { chain, forceShare, policy, imageOpts })
   const print = (text: string) => program.out.print(text)
   if (form === 'human') print(images.map(imageBlock).join('\n'))
   else if (chain) print(`${formatJson(images.map(describeImage) as JsonObject[])}\n`)
@@ -58,16 +58,16 @@ async function readImages(
   program: Program,
   file: string,
   format: string | undefined,
-  { chain, forceShare, policy }: { chain: boolean; forceShare: boolean; policy: GatePolicy },
+  { chain, forceShare, policy, imageOpts }: { chain: boolean; forceShare: boolean; policy: GatePolicy; imageOpts: boolean },
 ): Promise<NamedImage[]> {
   const images: NamedImage[] = []
   const seen = new Set<string>()
   let next: { file: string; format: string | undefined } | undefined = { file, format }
   while (next !== undefined) {
-    const name = imageName(next.file)
+    const name: ImageName = images.length === 0 ? imageName(next.file, imageOpts) : plainName(next.file)
     if (seen.has(next.file)) throw new Refusal(`Backing file '${next.file}' creates an infinite loop.`)
     seen.add(next.file)
-    const facts = await readFacts(program, name.given, next.format, forceShare)
+    const facts = await readFacts(program, name, next.format, forceShare)
     images.push({ name: name.path, facts })
     const below = facts.fullBackingFile
     if (chain && below !== undefined) refuseOutside(policy, name.path, below)
@@ -92,12 +92,11 @@ function realpath(path: string): string {
   }
 }
 
-async function readFacts(program: Program, given: string, wanted: string | undefined, forceShare: boolean): Promise<ImageInfo> {
-  const name = imageName(given)
+async function readFacts(program: Program, name: ImageName, wanted: string | undefined, forceShare: boolean): Promise<ImageInfo> {
   const format: Format = await formatOf(name, wanted, program.signal)
   refuseSpecial(name)
   try {
-    return await library().info(name.path, { format, forceShare, bigint: true, signal: program.signal })
+    return await library().info(name.source, { format, forceShare, bigint: true, signal: program.signal })
   } catch (error) {
     throw openRefusal(error, name)
   }

@@ -6,7 +6,7 @@ import { formatOf, type GatePolicy, gateOptions, gatePolicy, imageName, openRefu
 import { sizeArgument } from '../numbers.js'
 import type { Program } from '../program.js'
 import { Refusal } from '../refusal.js'
-import { commandGrammar, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, oneFile, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 
 const GRAMMAR = commandGrammar('U', 'fsl', 'format:=f output: object: image-opts force-share=U start-offset:=s max-length:=l')
 
@@ -39,16 +39,16 @@ export async function map(program: Program, words: readonly string[]): Promise<n
     else if (id === 'U') forceShare = true
     else if (id === 's') start = sizeArgument('start offset', value)
     else if (id === 'l') length = sizeArgument('max length', value)
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
   const file = oneFile(operands)
-  if (imageOpts) throw refuseImageOpts(format)
-  const name = imageName(file)
+  refuseBoth(imageOpts, format)
+  const name = imageName(file, imageOpts)
   const options = { format: await formatOf(name, format, program.signal), forceShare, signal: program.signal, ...gateOptions(policy) }
   const disk = await library()
-    .open(name.path, options)
+    .open(name.source, options)
     .catch((error: unknown) => Promise.reject(openRefusal(error, name)))
   try {
     const size = BigInt(disk.virtualSize)

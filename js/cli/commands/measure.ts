@@ -9,7 +9,7 @@ import { type CreateValues, isOn, isTargetFormat, joinLists, readCreateValues } 
 import { type Program, report } from '../program.js'
 import { Refusal } from '../refusal.js'
 import { readSnapshotParameter, type SnapshotParameter, snapshotId, snapshotRefusal } from '../snapshots.js'
-import { commandGrammar, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 
 const GRAMMAR = commandGrammar('U', 'fOol', 'target-format:=O format:=f image-opts options:=o snapshot:=l object: output: size:=s force-share=U')
 
@@ -48,7 +48,7 @@ export async function measure(program: Program, words: readonly string[]): Promi
     else if (id === 's') size = sizeArgument('image size', value)
     else if (id === 'output') form = outputForm(value)
     else if (id === 'U') forceShare = true
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
@@ -59,11 +59,11 @@ export async function measure(program: Program, words: readonly string[]): Promi
   }
   if (file === undefined && size === undefined) throw new Refusal('Either --size N or one filename must be specified.')
   if (file !== undefined && size !== undefined) throw new Refusal('--size N cannot be used together with a filename.')
-  if (imageOpts) throw refuseImageOpts(format)
+  refuseBoth(imageOpts, format)
   const result =
     file === undefined
       ? await measureSize(program, size ?? 0n, target, list)
-      : await measureFile(program, file, { format, snapshot, target, list, forceShare, policy })
+      : await measureFile(program, file, { format, imageOpts, snapshot, target, list, forceShare, policy })
   program.out.print(form === 'json' ? jsonText(result) : humanText(result))
   return 0
 }
@@ -79,6 +79,7 @@ async function measureSize(program: Program, size: bigint, target: string, list:
 
 interface Asked {
   format: string | undefined
+  imageOpts: boolean
   snapshot: SnapshotParameter | undefined
   target: string
   list: string | undefined
@@ -87,7 +88,7 @@ interface Asked {
 }
 
 async function measureFile(program: Program, file: string, asked: Asked): Promise<MeasureResult> {
-  const name = imageName(file)
+  const name = imageName(file, asked.imageOpts)
   const { signal } = program
   const format = await formatOf(name, asked.format, signal)
   const source = { ...gateOptions(asked.policy), forceShare: asked.forceShare }
@@ -99,7 +100,7 @@ async function measureFile(program: Program, file: string, asked: Asked): Promis
     throw await blame(error, [{ name, format }], { ...source, signal }, true)
   }
   try {
-    return await library().measure(name.path, {
+    return await library().measure(name.source, {
       ...options,
       sourceFormat: format,
       source,

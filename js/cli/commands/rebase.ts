@@ -9,7 +9,7 @@ import { ProgressLine } from '../progress.js'
 import { misuse, Refusal } from '../refusal.js'
 import { beside } from '../targets.js'
 import { jobText, systemText } from '../texts.js'
-import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 import { warnOfGuess } from '../writable.js'
 
 const GRAMMAR = commandGrammar(
@@ -67,16 +67,16 @@ export async function rebase(program: Program, words: readonly string[]): Promis
     else if (id === 'p') progress = true
     else if (id === 'q') quiet = true
     else if (id === 'output') form = outputForm(value)
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
   const file = oneFile(operands)
-  if (imageOpts) throw refuseImageOpts(format)
+  refuseBoth(imageOpts, format)
   if (wishes.backing === undefined && !wishes.unsafe) throw misuse('Must specify backing file (-b) or use unsafe mode (-u)')
   if (!isCacheMode(caches.t)) throw new Refusal(`Invalid cache option: ${caches.t}`)
   if (!isCacheMode(caches.T)) throw new Refusal(`Invalid source cache option: ${caches.T}`)
-  const name = imageName(file)
+  const name = imageName(file, imageOpts)
   const kind = await formatOf(name, format, program.signal)
   if (format === undefined && kind === 'raw') warnOfGuess(name)
   const line = new ProgressLine(program, progress && !quiet, 1)
@@ -106,7 +106,7 @@ async function run(
   try {
     if (format === 'raw' || (backingFormat !== undefined && !isTargetFormat(backingFormat)) || (backing && backingFormat === undefined)) {
       // What is wrong with the image itself is told first, as is what is wrong with the new backing file.
-      if (!unsafe) await (await library().open(name.path, opening)).close()
+      if (!unsafe) await (await library().open(name.source, opening)).close()
       if (compress && format === 'raw') throw new Refusal('Compression not supported for this file format')
       if (backingFormat !== undefined && !isTargetFormat(backingFormat)) throw new Refusal(`Invalid format name: '${backingFormat}'`)
       if (!unsafe && backing) await openBacking(beside(name.path, backing), backingFormat, opening)
@@ -115,7 +115,7 @@ async function run(
       )
     }
     const wishes = { backing: backing || null, ...(backing ? { backingFormat: backingFormat as Format } : {}), unsafe, compress }
-    return await library().rebase(name.path, { ...opening, ...wishes, onProgress: line.update })
+    return await library().rebase(name.source, { ...opening, ...wishes, onProgress: line.update })
   } catch (error) {
     if (signal.aborted || error instanceof Refusal) throw error
     throw wordFailure(error, name, backing ?? '')
@@ -169,7 +169,7 @@ function unchanged(error: Qcow2Error, backing: string): Refusal {
 }
 
 function newFault(error: Qcow2Error, { path }: ImageName, backing: string): unknown {
-  const refusal = openRefusal(error, { given: backing, path: beside(path, backing) })
+  const refusal = openRefusal(error, { given: backing, path: beside(path, backing), source: beside(path, backing) })
   if (!(refusal instanceof Refusal)) return refusal
   const text = refusal.message.replace(`Could not open '${backing}': `, '')
   return new Refusal(`Could not open new backing file '${backing}': ${text}`, refusal.hint === undefined ? {} : { hint: refusal.hint })

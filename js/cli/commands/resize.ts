@@ -6,7 +6,7 @@ import { type GatePolicy, gatePolicy, imageName } from '../names.js'
 import { INT64_MAX, readSize } from '../numbers.js'
 import { complain, type Program, warn } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
-import { commandGrammar, Done, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, Done, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 import { changeFault, openWritable } from '../writable.js'
 
 const GRAMMAR = commandGrammar('q', 'f', 'format:=f image-opts preallocation: shrink quiet=q object: !output:')
@@ -57,7 +57,7 @@ export async function resize(program: Program, words: readonly string[]): Promis
     } else if (id === 'shrink') shrink = true
     else if (id === 'q') quiet = true
     else if (id === 'output') form = outputForm(value)
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
@@ -65,9 +65,9 @@ export async function resize(program: Program, words: readonly string[]): Promis
   const [file, text, surplus] = operands
   if (file === undefined || text === undefined) throw misuse('Expecting image file name and size')
   if (surplus !== undefined) throw misuse('Extra argument(s) in command line')
-  if (imageOpts) throw refuseImageOpts(format)
+  refuseBoth(imageOpts, format)
   const wish = readWish(text)
-  const disk = await openWritable(program, imageName(file), format, policy)
+  const disk = await openWritable(program, imageName(file, imageOpts), format, policy)
   try {
     await change(program, disk, wish, { shrink, preallocation: preallocation as Preallocation })
     await disk.close()

@@ -9,7 +9,7 @@ import type { Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
 import { snapshotTable } from '../snapshot-table.js'
 import { strerror } from '../strerror.js'
-import { commandGrammar, oneFile, outputForm, readWords, refuseImageOpts, refuseObject } from '../words.js'
+import { commandGrammar, oneFile, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 import { changeFault, openWritable } from '../writable.js'
 
 const GRAMMAR = commandGrammar('lqU', 'acdf', 'quiet=q object: format:=f image-opts force-share=U list=l apply:=a create:=c delete:=d !output:')
@@ -59,13 +59,13 @@ export async function snapshot(program: Program, words: readonly string[]): Prom
     } else if (id === 'f') format = value
     else if (id === 'U') forceShare = true
     else if (id === 'output') form = outputForm(value)
-    else if (id === 'object') refuseObject(value)
+    else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
     else if (id === 'backing-files') policy = gatePolicy(value)
   })
   const file = oneFile(operands)
-  if (imageOpts) throw refuseImageOpts(format)
-  const name = imageName(file)
+  refuseBoth(imageOpts, format)
+  const name = imageName(file, imageOpts)
   const asked = { name, format, policy }
   const facts =
     action === undefined || action === 'l' ? await list(program, asked, forceShare, form) : await change(program, asked, action, which, forceShare)
@@ -76,7 +76,7 @@ export async function snapshot(program: Program, words: readonly string[]): Prom
 async function list(program: Program, { name, format, policy }: Asked, forceShare: boolean, form: 'human' | 'json'): Promise<JsonObject> {
   const options = { format: await formatOf(name, format, program.signal), forceShare, signal: program.signal, ...gateOptions(policy) }
   try {
-    await using disk = await library().open(name.path, options)
+    await using disk = await library().open(name.source, options)
     const snapshots = disk.snapshots.list()
     if (form === 'human') program.out.print(snapshotTable(snapshots))
     return { snapshots: snapshots.map(describeSnapshot) }

@@ -4,6 +4,7 @@ mod caller;
 mod expect;
 mod file;
 mod memory;
+mod null;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod window;
@@ -18,6 +19,7 @@ use qcow2_format::HostOffset;
 pub use caller::CallerMemory;
 pub use file::{AllowSpecial, FileStorage, OpenMode};
 pub use memory::MemoryStorage;
+pub use null::NullStorage;
 pub use window::WindowStorage;
 
 /// What tells two files apart, whatever they are called.

@@ -1,0 +1,169 @@
+/**
+ * Descriptions of images that a user gives on the command line: `--image-opts key=value,…` and `json:{…}`. What an image names is never taken for
+ * one.
+ */
+import type { Format, Source } from './library.js'
+import { readInteger, readSize } from './numbers.js'
+import { splitList } from './options.js'
+
+/** What a description leads to. */
+export interface Described {
+  source: Source
+  /** The file; empty if there is none. */
+  path: string
+  /** Said; otherwise it is looked for. */
+  format?: Format
+}
+
+/** Why a description leads to nothing, as it stands behind `Could not open '…': `. */
+export class DescriptionFault extends Error {}
+
+/** A description taken apart: names and texts, nested. */
+interface Node {
+  [key: string]: string | null | Node
+}
+
+/** Deeper descriptions make no sense, and would be walked without end. */
+const MOST_LEVELS = 16
+const FORMATS = new Set(['qcow2', 'raw'])
+const FILES = new Set(['file', 'host_device', 'host_cdrom'])
+const NULLS = new Set(['null-co', 'null-aio'])
+/** What says how an image is opened and changes no byte of it. */
+const HARMLESS =
+  /^(node-name|read-only|auto-read-only|force-share|discard|detect-zeroes|cache(\.|$)|aio|aio-max-batch|locking|drop-cache|x-check-cache-dropped|pr-manager|latency-ns|read-zeroes|lazy-refcounts|pass-discard-[a-z]+|discard-no-unref|overlap-check(\.|$)|(l2-cache-entry|l2-cache|refcount-cache|cache)-size|cache-clean-interval)/
+
+/** Understands `--image-opts`. */
+export function fromOptions(text: string): Described {
+  const node: Node = {}
+  for (const { key, value } of splitList(text)) put(node, key, value ?? 'on')
+  return resolve(node)
+}
+
+/** Understands what follows `json:`. */
+export function fromJson(text: string): Described {
+  let value: unknown
+  try {
+    value = JSON.parse(doubleQuoted(text))
+  } catch {
+    throw new DescriptionFault('Could not parse the JSON options: JSON parse error, invalid syntax')
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new DescriptionFault('Invalid JSON object given')
+  const node: Node = {}
+  flatten(value as Record<string, unknown>, '', node, 0)
+  return resolve(node)
+}
+
+/** Texts in single quotes, which QEMU takes too, as JSON has them. */
+function doubleQuoted(text: string): string {
+  return text.replace(/"(?:[^"\\]|\\.)*"|'((?:[^'\\]|\\.)*)'/gs, (whole, inner: string | undefined) =>
+    inner === undefined ? whole : `"${inner.replace(/\\'/g, "'").replace(/(^|[^\\])"/g, '$1\\"')}"`,
+  )
+}
+
+function flatten(value: Record<string, unknown>, before: string, into: Node, level: number): void {
+  if (level > MOST_LEVELS) throw new DescriptionFault('Could not parse the JSON options: it is nested too deeply')
+  for (const [key, inner] of Object.entries(value)) {
+    const name = `${before}${key}`
+    if (inner === null) put(into, name, null)
+    else if (typeof inner === 'object') flatten(inner as Record<string, unknown>, `${name}.`, into, level + 1)
+    else put(into, name, typeof inner === 'boolean' ? (inner ? 'on' : 'off') : String(inner))
+  }
+}
+
+/** Sets `a.b.c` of a node. */
+function put(node: Node, key: string, value: string | null): void {
+  const parts = key.split('.')
+  if (parts.length > MOST_LEVELS) throw new DescriptionFault('the description is nested too deeply')
+  let at = node
+  for (const part of parts.slice(0, -1)) {
+    const inner = Object.hasOwn(at, part) ? at[part] : undefined
+    const next: Node = typeof inner === 'object' && inner !== null ? inner : {}
+    Object.defineProperty(at, part, { value: next, enumerable: true, configurable: true, writable: true })
+    at = next
+  }
+  Object.defineProperty(at, parts.at(-1) ?? '', { value, enumerable: true, configurable: true, writable: true })
+}
+
+/** An image: a format over a file, or a file by itself. */
+function resolve(node: Node): Described {
+  const { driver, ...rest } = node
+  if (driver !== undefined && typeof driver !== 'string') throw new DescriptionFault("Parameter 'driver' expects a string")
+  if (driver !== undefined && !FORMATS.has(driver)) {
+    const below = protocol(node)
+    return { ...below, format: 'raw' }
+  }
+  const { file, offset, size, backing, ...others } = rest
+  const kind = driver === undefined ? 'raw' : driver
+  if (driver === undefined && typeof others.filename === 'string') {
+    const { filename, ...more } = others
+    refuseUnknown(more, `Block format '${kind}' does not support the option`)
+    return named(filename)
+  }
+  if (typeof file === 'string') throw new DescriptionFault(`Cannot find device='' nor node-name='${file}'`)
+  if (file === undefined || file === null) throw new DescriptionFault('A block device must be specified for "file"')
+  if (backing !== undefined)
+    throw new DescriptionFault("The option 'backing' is not supported in this version: the backing file is the one that the image names")
+  if (others['data-file'] !== undefined)
+    throw new DescriptionFault("The option 'data-file' is not supported in this version: the data file is the one that the image names")
+  const below = protocol(file)
+  refuseUnknown(others, `Block format '${kind}' does not support the option`)
+  const format = driver as Format | undefined
+  if (offset === undefined && size === undefined) return format === undefined ? below : { ...below, format }
+  if (driver !== 'raw')
+    refuseUnknown({ ...(offset === undefined ? { size } : { offset }) } as Node, `Block format '${kind}' does not support the option`)
+  return { ...windowOf(below, offset, size), format: 'raw' }
+}
+
+/** A file, or what stands for one. */
+function protocol(node: Node): Described {
+  const { driver, ...rest } = node
+  if (driver === undefined || (typeof driver === 'string' && FILES.has(driver))) {
+    const { filename, ...others } = rest
+    if (typeof filename !== 'string' || filename === '') throw new DescriptionFault(`The '${driver ?? 'file'}' block driver requires a file name`)
+    refuseUnknown(others, `Block protocol '${driver ?? 'file'}' doesn't support the option`)
+    return named(filename)
+  }
+  if (typeof driver !== 'string') throw new DescriptionFault("Parameter 'driver' expects a string")
+  if (NULLS.has(driver)) {
+    const { size, ...others } = rest
+    refuseUnknown(others, `Block protocol '${driver}' doesn't support the option`)
+    return { source: { zeros: size === undefined ? 1n << 30n : sizeOf('size', size) }, path: '' }
+  }
+  if (driver === 'raw') {
+    const { file, offset, size, ...others } = rest
+    if (typeof file !== 'object' || file === null) throw new DescriptionFault('A block device must be specified for "file"')
+    refuseUnknown(others, "Block format 'raw' does not support the option")
+    return windowOf(protocol(file), offset, size)
+  }
+  if (driver === 'qcow2') throw new DescriptionFault('An image inside of an image is not supported in this version')
+  throw new DescriptionFault(`Unknown driver '${driver}'`)
+}
+
+/** A file by its name, which may have a protocol in front. */
+function named(filename: string): Described {
+  const path = filename.startsWith('file:') ? filename.slice(5) : filename
+  return { source: path, path }
+}
+
+/** A part of a file. */
+function windowOf(below: Described, offset: Node[string] | undefined, size: Node[string] | undefined): Described {
+  if (offset === undefined && size === undefined) return below
+  if (below.path === '') throw new DescriptionFault('Only a part of a file can be an image')
+  const source = {
+    path: below.path,
+    ...(offset === undefined ? {} : { offset: sizeOf('offset', offset) }),
+    ...(size === undefined ? {} : { size: sizeOf('size', size) }),
+  }
+  return { source, path: below.path }
+}
+
+function sizeOf(key: string, value: Node[string] | undefined): bigint {
+  const size = typeof value === 'string' ? (/^\d+$/.test(value) ? readInteger(value) : readSize(value)) : 'invalid'
+  if (typeof size === 'bigint' && size >= 0n) return size
+  throw new DescriptionFault(`Parameter '${key}' expects a non-negative number below 2^64`)
+}
+
+function refuseUnknown(others: Node, text: string): void {
+  const key = Object.keys(others).find((each) => !HARMLESS.test(each))
+  if (key !== undefined) throw new DescriptionFault(`${text} '${key}'`)
+}
