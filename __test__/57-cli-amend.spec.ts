@@ -1,7 +1,8 @@
 /** `amend` and `resize` beside qemu-img: on twin copies, the same words give the same answers and the same images. */
-import { cpSync, existsSync, mkdirSync, statSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
+import { amend } from '../js/index.js'
 import { type Answer, answer } from './support/cli.js'
 import { must, temporaryFolder } from './support/qemu.js'
 import { look } from './support/seen.js'
@@ -84,6 +85,8 @@ const LINES = {
     -o data_file_raw=on plain.q
     -o backing_file=base.q top.q
     -o backing_fmt=raw top.q
+    -o backing_file=base.q,backing_fmt=qcow2 top.q
+    -o backing_file=base.q,backing_fmt=raw top.q
     -o cluster_size=4k plain.q
     -o foo=4k plain.q
     -o encrypt.state=active plain.q
@@ -193,3 +196,18 @@ async function differingImages(theirs: string, ours: string, file: string): Prom
   const size = (folder: string) => (existsSync(join(folder, 'disk.raw')) ? statSync(join(folder, 'disk.raw')).size : 0)
   return size(theirs) === size(ours) ? undefined : `the raw file has ${size(ours)} bytes, theirs ${size(theirs)}`
 }
+
+test('refcounts of an image whose refcount table names what is not its own are not moved', async (t) => {
+  // Giving back what the table named once gave back an L2 table, and the guest's data with it.
+  for (const named of [4, 1000]) {
+    const folder = temporaryFolder()
+    const path = join(folder, 'x.q')
+    await must('qemu-img', ['create', '-q', '-f', 'qcow2', path, '64M'])
+    await must('qemu-io', ['-c', 'write -P 7 0 1M', path])
+    const image = readFileSync(path)
+    image.writeBigUInt64BE(BigInt(named * 65536), 65536 + 8)
+    writeFileSync(path, image)
+    await t.throwsAsync(amend(path, { refcountBits: 64 }), { code: 'ERR_QCOW2_AMEND' })
+    t.true((await must('qemu-io', ['-r', '-c', 'read -P 7 0 1M', path])).stdout.includes('read 1048576/1048576'), `${named}`)
+  }
+})

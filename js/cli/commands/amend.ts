@@ -68,7 +68,7 @@ export async function amend(program: Program, words: readonly string[]): Promise
     await disk.close()
     if (asksForHelp(list)) return help(program, kind)
     if (kind !== 'qcow2') throw new Refusal(`Format driver '${kind}' does not support option amendment`)
-    const options = optionsOf(readAmendValues(list))
+    const options = optionsOf(await withoutUnchanged(program, name, readAmendValues(list)))
     line.start()
     const virtualSize = await run(program, name, { ...options, ...gateOptions(policy) }, line)
     line.finish(true)
@@ -84,6 +84,17 @@ function help(program: Program, format: string): number {
   if (format !== 'qcow2') throw new Refusal(`Format driver '${format}' does not support option amendment`)
   program.out.print(amendHelp())
   return 0
+}
+
+/** A backing file, named with its format as the image has both, is no change. */
+async function withoutUnchanged(program: Program, { source }: ImageName, values: CreateValues): Promise<CreateValues> {
+  const [file, format] = [values.get('backing_file'), values.get('backing_fmt')]
+  if (file === undefined || format === undefined) return values
+  const { backingFile, backingFormat } = await library().info(source, { format: 'qcow2', bigint: true, signal: program.signal })
+  if (file !== backingFile || format !== backingFormat) return values
+  values.delete('backing_file')
+  values.delete('backing_fmt')
+  return values
 }
 
 /** What is asked for, in the library's terms. */

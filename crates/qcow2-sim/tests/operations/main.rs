@@ -9,6 +9,7 @@
 )]
 
 mod amends;
+mod commits;
 mod names;
 mod repairs;
 mod resizes;

@@ -16,7 +16,9 @@ use qcow2_format::{CompressionType, Header, HostOffset, RefcountOrder, Version};
 use super::names::{first_cluster, sectors};
 use super::resize::ResizeOptions;
 use super::{Disk, Image};
+use crate::check::{CheckOptions, check};
 use crate::error::{Error, Result};
+use crate::layer::{Layer, LayerOptions};
 use crate::progress::JobContext;
 
 /// What is changed; what is `None` stays as it is.
@@ -72,6 +74,7 @@ impl Disk {
         if aim.order != image.lock().order {
             image.begin_writing()?;
             image.quiesce()?;
+            image.refuse_damaged(job)?;
             refcounts::refuse(&image.storage, aim.order, job)?;
         }
         if let Some(size) = options.size {
@@ -113,7 +116,7 @@ impl Image {
         }
         if v2 && order.bits() != 16 {
             return Err(self.amend_state(match options.refcount_bits {
-                Some(bits) if bits != 16 => {
+                Some(bits) if bits != 16 && bits != header.refcount_order.bits() => {
                     "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
                 }
                 _ => "compat=0.10 requires refcount_bits=16",
@@ -163,16 +166,34 @@ impl Image {
         Ok(())
     }
 
+    /// Counts are moved to another place, and the place they had is given back: that has to be theirs.
+    fn refuse_damaged(&self, job: &JobContext) -> Result<()> {
+        let options = LayerOptions {
+            for_check: true,
+            metadata_only: true,
+            ..LayerOptions::default()
+        };
+        let layer = Layer::open_unlocked(self.storage.clone(), &options)?;
+        let report = check(&layer, &CheckOptions { max_findings: 1 }, job)?;
+        if report.corruptions == 0 && report.check_errors == 0 {
+            return Ok(());
+        }
+        Err(self.amend_state(&format!(
+            "the image has {} errors: repair it first (check -r all)",
+            report.corruptions.saturating_add(report.check_errors)
+        )))
+    }
+
     /// Nothing says zero any more, in the disk and in its snapshots.
     fn without_zeros(&self, job: &JobContext) -> Result<()> {
         self.begin_writing()?;
         self.quiesce()?;
-        let below = self.chain.layer(1).map_or(0, crate::Layer::virtual_size);
+        let below = self.chain.layer(1).map_or(0, Layer::virtual_size);
         let survey = self.survey(below, job)?;
         let compression = self
             .chain
             .layer(0)
-            .and_then(crate::Layer::header)
+            .and_then(Layer::header)
             .map(|header| header.compression);
         if survey.compressed && compression != Some(CompressionType::Deflate) {
             return Err(self

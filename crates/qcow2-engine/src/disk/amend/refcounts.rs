@@ -164,7 +164,11 @@ impl<'a> Old<'a> {
     /// Which blocks a structure of another width needs, and where everything ends: one cluster behind the last one.
     fn survey(&self, order: RefcountOrder, job: &JobContext) -> Result<(BTreeSet<u64>, u64)> {
         let mut needed = BTreeSet::new();
-        let mut end = self.file_clusters;
+        let mut end = self
+            .own
+            .last()
+            .map_or(0, |last| last.saturating_add(1))
+            .max(self.file_clusters);
         let mut last = u64::MAX;
         self.each(job, |cluster, count| {
             if count > order.max() {
