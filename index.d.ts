@@ -736,6 +736,8 @@ export interface SourceSpec {
   devices?: boolean
   /** Is it written too? Default false. */
   writable?: boolean
+  /** The caches that the file is used with: `writeback` (default), `writethrough`, `none`, `directsync` or `unsafe`. */
+  cache?: string
 }
 
 /**
@@ -759,6 +761,8 @@ export interface TargetSpec {
   durable: boolean
   /** What is there already is written over, without changing its length. */
   inPlace: boolean
+  /** The caches that files are written with, as of a source. */
+  cache?: string
 }
 
 /**

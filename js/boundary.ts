@@ -2,7 +2,7 @@
  * The native functions as the façade uses them. `index.d.ts` is what the addon really has; js/native.ts joins the two.
  */
 
-import type { Compression, Format, Preallocation } from './types.js'
+import type { CacheMode, Compression, Format, Preallocation } from './types.js'
 
 /** An opened layer, chain or memory storage. */
 export type Handle = number
@@ -19,6 +19,7 @@ export interface SourceSpec {
   devices?: boolean
   /** Is it written too? Default false. */
   writable?: boolean
+  cache?: CacheMode
 }
 
 /** How a layer is opened. */
@@ -138,6 +139,7 @@ export interface TargetSpec {
   overwrite: boolean
   durable: boolean
   inPlace: boolean
+  cache?: CacheMode
 }
 
 /** A new image. Numbers are checked in JavaScript for their range, in the core against each other. */

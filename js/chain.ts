@@ -137,7 +137,11 @@ function openLayer(step: Step, depth: number, settings: Settings): Promise<Layer
   const { writable } = step
   const opened = call<LayerFacts>(
     (addon, id) =>
-      addon.openLayer(id, { ...step.spec, writable }, { ...settings.layer, format: step.format, writable, metadataOnly: false, forCheck: false }),
+      addon.openLayer(
+        id,
+        { ...step.spec, writable, cache: settings.cache },
+        { ...settings.layer, format: step.format, writable, metadataOnly: false, forCheck: false },
+      ),
     { signal: settings.signal },
   )
   return depth === 0 ? opened : opened.catch((error) => Promise.reject(inRole(error, 'backing', depth)))
@@ -190,6 +194,7 @@ async function attachDataFile(layers: readonly OpenedLayer[], layer: LayerDescri
           path: passage.path,
           devices: passage.devices,
           writable,
+          cache: settings.cache,
         }),
       { signal: settings.signal },
     )

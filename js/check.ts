@@ -2,7 +2,7 @@
  * `check`: whether an image's metadata agrees with itself.
  */
 
-import type { CheckFacts, FindingFacts, LayerFacts, RepairFacts } from './boundary.js'
+import type { CheckFacts, FindingFacts, LayerFacts, RepairFacts, SourceSpec } from './boundary.js'
 import { closeHandle } from './chain.js'
 import { invalid } from './errors.js'
 import { withoutAbsent } from './facts.js'
@@ -15,8 +15,8 @@ import { narrow } from './sizes.js'
 import { type Located, locate } from './source.js'
 import type { Job, Source } from './types.js'
 
-const { format, bigint, forceShare, locking, limits } = OPEN_RULES
-const RULES = { ...JOB_RULES, format, bigint, forceShare, locking, limits, maxFindings: integer(0, 10_000_000), repair: oneOf('leaks', 'all') }
+const { format, bigint, forceShare, locking, limits, cache } = OPEN_RULES
+const RULES = { ...JOB_RULES, format, bigint, forceShare, locking, limits, cache, maxFindings: integer(0, 10_000_000), repair: oneOf('leaks', 'all') }
 
 type Options = Checked<typeof RULES>
 
@@ -50,9 +50,9 @@ export function check(source: Source, options?: CheckOptions): Job<CheckResult> 
 }
 
 async function run(located: Located, options: Options, control: JobControl): Promise<CheckResult> {
-  const { spec } = located
+  const spec = { ...located.spec, ...(options.cache === undefined ? {} : { cache: options.cache }) }
   // Of a raw image the check itself says that there is nothing to check.
-  if (options.repair !== undefined && options.format !== 'raw') return repair(located, options, control)
+  if (options.repair !== undefined && options.format !== 'raw') return repair(spec, options, control)
   const layer = await call<LayerFacts>(
     (addon, id) => addon.openLayer(id, spec, { ...layerSettings(options), format: options.format ?? 'qcow2', metadataOnly: true, forCheck: true }),
     { signal: control.signal },
@@ -66,7 +66,7 @@ async function run(located: Located, options: Options, control: JobControl): Pro
   }
 }
 
-async function repair({ spec }: Located, options: Options, control: JobControl): Promise<CheckResult> {
+async function repair(spec: SourceSpec, options: Options, control: JobControl): Promise<CheckResult> {
   const bigint = options.bigint ?? false
   const layer = { ...layerSettings(options), format: options.format ?? 'qcow2', metadataOnly: true, forCheck: true }
   const all = options.repair === 'all'

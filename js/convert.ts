@@ -140,7 +140,7 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
 /** Opens what is there already and is written into. */
 async function openTarget({ path, memory }: LocatedTarget, options: Options, { signal }: JobControl): Promise<OpenedChain> {
   const { forceShare: _, ...opening } = options.source ?? {}
-  const settings = settingsOf({ ...opening, format: 'qcow2', writable: true, signal })
+  const settings = settingsOf({ ...opening, cache: options.cache ?? 'writeback', format: 'qcow2', writable: true, signal })
   const spec = path === undefined ? { memory: memory as number } : { path, devices: true }
   return openChain({ spec, ...(path === undefined ? {} : { path }), release: () => {} }, settings)
 }

@@ -7,7 +7,7 @@ import { invalid, Qcow2Error } from './errors.js'
 import { hasProtocol } from './gate.js'
 import { sync } from './native.js'
 import { type Checked, flag, memorySize, oneOf, type Rule, size, text } from './options.js'
-import { format } from './settings.js'
+import { cacheMode, format } from './settings.js'
 import { kindOf } from './sizes.js'
 import { beside, type LocatedTarget } from './source.js'
 import type { Format } from './types.js'
@@ -44,7 +44,7 @@ export const IMAGE_RULES = {
 }
 
 /** How its file is made. */
-export const FILE_RULES = { overwrite: flag, durable: flag }
+export const FILE_RULES = { overwrite: flag, durable: flag, cache: cacheMode }
 
 /** Options that only qcow2 has. */
 const ONLY_QCOW2 = [
@@ -93,7 +93,12 @@ export function createSpec(options: ImageOptions, format: Format, target: Locate
 /** Where a new image is made. */
 export function targetSpec(target: LocatedTarget, options: Checked<typeof FILE_RULES>, inPlace = false): TargetSpec {
   if (target.memory !== undefined && options.overwrite !== true && !inPlace) refuseHeld(target.memory)
-  const spec: TargetSpec = { overwrite: options.overwrite ?? false, durable: options.durable ?? false, inPlace }
+  const { cache, durable } = options
+  if (cache === 'unsafe' && durable === true) throw invalid('cache', "cache 'unsafe' and durable exclude each other: nothing is synced")
+  // Who says how it is to be cached wants it on the device at the end.
+  const synced = durable ?? (cache !== undefined && cache !== 'unsafe')
+  const spec: TargetSpec = { overwrite: options.overwrite ?? false, durable: synced, inPlace }
+  if (cache !== undefined) spec.cache = cache
   if (target.path !== undefined) spec.path = target.path
   if (target.memory !== undefined) spec.memory = target.memory
   return spec

@@ -2,7 +2,7 @@
  * The shapes of the calls that make, copy and judge images: options in, results out.
  */
 
-import type { ByteCount, Compression, Format, JobOptions, Limits, OpenOptions, Preallocation, SizeOption, SourceOptions } from './types.js'
+import type { ByteCount, CacheMode, Compression, Format, JobOptions, Limits, OpenOptions, Preallocation, SizeOption, SourceOptions } from './types.js'
 
 /**
  * Options of a new image. Numbers of the format are checked against compat and each other. Where `backing` may lie is not restricted:
@@ -42,6 +42,8 @@ export interface CreateOptions {
   overwrite?: boolean
   /** Sync the file and its folder before the call resolves. Default false. */
   durable?: boolean
+  /** The caches that the new files are written with. Said, and not `'unsafe'`, it makes them `durable`. */
+  cache?: CacheMode
   signal?: AbortSignal
 }
 
@@ -179,7 +181,7 @@ export interface Finding {
 }
 
 /** Options of {@link check}. */
-export interface CheckOptions extends JobOptions, Pick<OpenOptions, 'format' | 'bigint' | 'forceShare' | 'locking' | 'limits'> {
+export interface CheckOptions extends JobOptions, Pick<OpenOptions, 'format' | 'bigint' | 'forceShare' | 'locking' | 'limits' | 'cache'> {
   /** Most findings that are returned (all are counted). Default 10000. */
   maxFindings?: number
   /**
@@ -230,7 +232,7 @@ export interface RepairResult {
 /** Options of {@link commit}. */
 export interface CommitOptions
   extends JobOptions,
-    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cacheSize'> {
+    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cacheSize' | 'cache'> {
   /**
    * The layer that is written to: its path, or its name as the layer above it records it (a relative one begins at that layer's folder, too). Default:
    * the backing file of the image. Given, the image is not emptied.
@@ -263,7 +265,7 @@ export interface CommitResult {
 /** Options of {@link rebase}. */
 export interface RebaseOptions
   extends JobOptions,
-    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cacheSize'> {
+    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cacheSize' | 'cache'> {
   /** Name of the new backing file as it is recorded, relative to the image's folder; `null`: none. */
   backing: string | null
   /** Its format; required unless `backing` is `null`. */
@@ -323,11 +325,13 @@ export interface DdOptions extends JobOptions {
   format?: Format
   overwrite?: boolean
   durable?: boolean
+  /** The caches that the new files are written with. Said, and not `'unsafe'`, it makes them `durable`. */
+  cache?: CacheMode
   source?: SourceOptions & Pick<OpenOptions, 'snapshot'>
 }
 
 /** Options of {@link amend}. What is left out stays as it is. */
-export interface AmendOptions extends JobOptions, Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits'> {
+export interface AmendOptions extends JobOptions, Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cache'> {
   /** Version of the format: `'0.10'` (`'v2'`) or `'1.1'` (`'v3'`). */
   compat?: '1.1' | '0.10' | 'v3' | 'v2'
   /** Width of a refcount in bits: 1, 2, 4, 8, 16, 32 or 64. Another one rebuilds the refcount structure. */

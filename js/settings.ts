@@ -7,7 +7,7 @@ import { invalid } from './errors.js'
 import { type Gate, gate, sameDirectory } from './gate.js'
 import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, type Rules, signal, size, text } from './options.js'
 import { kindOf } from './sizes.js'
-import type { Format } from './types.js'
+import type { CacheMode, Format } from './types.js'
 
 /** The rule for every option that names a format. */
 export const format = oneOf('qcow2', 'raw')
@@ -16,6 +16,9 @@ const LIMITS = { maxVirtualSize: size, maxChainDepth: integer(1, 200), maxMemory
 
 /** The rule for `limits`. */
 export const limits: Rule<Checked<typeof LIMITS>> = (value, name) => checkOptions('this call', value, LIMITS, `${name}.`)
+
+/** The rule for every option that names the caches of files. */
+export const cacheMode = oneOf('writeback', 'writethrough', 'none', 'directsync', 'unsafe')
 
 /** What opening takes, whoever opens. */
 export const SOURCE_RULES = {
@@ -26,6 +29,7 @@ export const SOURCE_RULES = {
   locking: oneOf('auto', 'on', 'off'),
   limits,
   cacheSize: memorySize(1 << 16),
+  cache: cacheMode,
 }
 
 /** What `open` takes. */
@@ -48,6 +52,7 @@ export interface Settings {
   dataFile: boolean | string
   bigint: boolean
   cacheBytes: number
+  cache: CacheMode
   layer: Omit<LayerSpec, 'format' | 'metadataOnly' | 'forCheck'>
   signal: AbortSignal | undefined
 }
@@ -69,6 +74,7 @@ export function settingsOf(checked: Checked<typeof OPEN_RULES>): Settings {
     gate: checked.backingFiles ?? sameDirectory,
     dataFile: checked.dataFile ?? false,
     bigint: checked.bigint ?? false,
+    cache: checked.cache ?? 'writeback',
     cacheBytes: checked.cacheSize ?? 64 << 20,
     layer: layerSettings(checked),
     signal: checked.signal,

@@ -102,6 +102,13 @@ export interface ZeroSource {
 /** Where an image may come from: a path, a `file:` URL, bytes (copied at the call), a part of a file, {@link MemoryStorage}, or zeros. */
 export type Source = string | URL | Uint8Array | FileWindow | MemoryStorage | ZeroSource
 
+/**
+ * How the caches of the system are used. `'writeback'`: the page cache, and syncs where a promise needs them. `'writethrough'`: every write is durable
+ * when it returns. `'none'`: past the page cache (`O_DIRECT`; `ERR_QCOW2_DIRECT_UNSUPPORTED` where the file system or the system has not got it).
+ * `'directsync'`: both. `'unsafe'`: the page cache, and nothing is ever synced, so that a power cut, though not a kill, may leave anything.
+ */
+export type CacheMode = 'writeback' | 'writethrough' | 'none' | 'directsync' | 'unsafe'
+
 /** Options that every call which reads an image takes. */
 export interface OpenOptions {
   /** `'qcow2'` (default) or `'raw'`. */
@@ -126,6 +133,8 @@ export interface OpenOptions {
   limits?: Limits
   /** Bytes that are kept in memory of what was read: decoded clusters (half of it, but at least one), tables, and where things are. Default 64 MiB. */
   cacheSize?: SizeOption
+  /** The caches that all files of the image are used with. Default `'writeback'`. */
+  cache?: CacheMode
   signal?: AbortSignal
 }
 

@@ -22,7 +22,7 @@ import { copyToStdout, Scratch, streamToStdout } from './stdio.js'
 import { strerror } from './strerror.js'
 import { beside, isCreation, refuseNameless, targetFault } from './targets.js'
 import { isSystemError, systemText, withoutPath } from './texts.js'
-import { isCacheMode, notYet } from './words.js'
+import { cacheOf, isCacheMode, notYet } from './words.js'
 
 /** What was asked for. */
 export interface Conversion {
@@ -45,6 +45,7 @@ export interface Conversion {
   threads: number | undefined
   rateLimit: bigint | undefined
   cache: string
+  sourceCache: string
   forceShare: boolean
   policy: GatePolicy
   imageOpts: boolean
@@ -54,7 +55,7 @@ export interface Conversion {
 const DOWNGRADED = /^(v2|0\.10)$/
 
 /** The options with which the sources are opened. */
-type SourceOptions = Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'forceShare'>
+type SourceOptions = Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'forceShare' | 'cache'>
 
 /** Converts. `-` is standard input or output. */
 export async function runConversion(program: Program, asked: Conversion, line: ProgressLine): Promise<void> {
@@ -67,7 +68,7 @@ export async function runConversion(program: Program, asked: Conversion, line: P
   try {
     const files = await Promise.all(asked.sources.map((source) => (source === '-' ? scratch.fromStdin() : source)))
     // What comes through a pipe has no folder, and no one who answers for it.
-    const source = { ...gateOptions(asked.sources.includes('-') ? 'deny' : asked.policy), forceShare: asked.forceShare }
+    const source = { ...gateOptions(asked.sources.includes('-') ? 'deny' : asked.policy, asked.sourceCache), forceShare: asked.forceShare }
     const names: OpenedName[] = []
     for (const file of files) {
       const name = imageName(file, asked.imageOpts)
@@ -132,6 +133,8 @@ async function targetOptions(
       ...(asked.compress ? { compression: true } : {}),
       ...(asked.sparseSize === undefined ? {} : { sparseSize: asked.sparseSize }),
       ...(asked.threads === undefined ? {} : { threads: asked.threads }),
+      // What nobody waits for is not synced: that is what `unsafe`, the default, says.
+      ...(asked.cache === 'unsafe' ? {} : { cache: cacheOf(asked.cache) }),
       // A rate of 0 is none.
       ...(asked.rateLimit ? { rateLimit: asked.rateLimit } : {}),
       ...(asked.noCreate ? { noCreate: true, targetIsZero: asked.targetIsZero } : { overwrite: true }),

@@ -8,6 +8,7 @@ export type {
   AmendOptions,
   BenchOptions,
   BenchResult,
+  CacheMode,
   CheckOptions,
   CheckResult,
   CommitResult,

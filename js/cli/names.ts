@@ -7,6 +7,7 @@ import { type Format, type LayerDescription, library, type NamedFile, type OpenO
 import { Refusal } from './refusal.js'
 import { strerror } from './strerror.js'
 import { isSystemError, type Wording, wordFault } from './texts.js'
+import { cacheOf } from './words.js'
 
 /** A file as the user named it. */
 export interface ImageName {
@@ -97,8 +98,8 @@ class NamedFault extends Error {
 }
 
 /** The options with which a command opens images. */
-export function gateOptions(policy: GatePolicy): Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint'> {
-  return { backingFiles: policy === 'plain' ? plainNames : policy, dataFile: policy !== 'deny', bigint: true }
+export function gateOptions(policy: GatePolicy, cache = 'writeback'): Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'cache'> {
+  return { backingFiles: policy === 'plain' ? plainNames : policy, dataFile: policy !== 'deny', bigint: true, cache: cacheOf(cache) }
 }
 
 async function plainNames(file: NamedFile, layer: LayerDescription): Promise<string | { path: string; format: Format }> {
@@ -177,6 +178,10 @@ function placeOf(error: unknown): Place | undefined {
 
 function wordOpening(error: Qcow2Error, role: string | undefined): Place['wording'] {
   const shown = error.path ?? ''
+  if (error.code === 'ERR_QCOW2_DIRECT_UNSUPPORTED') {
+    const text = 'filesystem does not support O_DIRECT'
+    return role === undefined ? { text, opened: true } : { text: `Could not open '${shown}': ${text}` }
+  }
   if (error.code === 'ERR_QCOW2_NOT_REGULAR') return { text: `'file' driver requires '${shown}' to be a regular file` }
   if (!isSystemError(error)) return wordFault(error, shown)
   if (!/^(open|stat|lstat|realpath)/.test(error.syscall ?? '')) return { text: `Could not read image: ${strerror(error.errno)}` }

@@ -1,6 +1,7 @@
 /** The options that several commands share. */
 import { type Grammar, grammar, OptionFault, readOptions } from './getopt.js'
 import { type CommandHelp, commandHelp, wholeHelp } from './help.js'
+import type { CacheMode } from './library.js'
 import { printError } from './output.js'
 import { helpHint, type Program } from './program.js'
 import { misuse, Refusal } from './refusal.js'
@@ -80,7 +81,12 @@ export function takeObject(definition: string): void {
 
 const CACHE_MODES = new Set(['none', 'off', 'writeback', 'unsafe', 'writethrough', 'directsync'])
 
-/** Whether a cache mode exists. The page cache is used whatever it says: the bytes are the same. */
+/** Whether a cache mode exists. */
 export function isCacheMode(mode: string): boolean {
   return CACHE_MODES.has(mode)
+}
+
+/** How the library calls a cache mode that exists. */
+export function cacheOf(mode: string): CacheMode {
+  return mode === 'off' ? 'none' : (mode as CacheMode)
 }

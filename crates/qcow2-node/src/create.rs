@@ -9,7 +9,7 @@ use crate::numbers::{unsigned, whole};
 use crate::outbox::{CallId, Outcome};
 use crate::pool::Lane;
 use crate::target::TargetSpec;
-use crate::words::{compression_named, format_named, unknown, version_numbered};
+use crate::words::{cache_named, compression_named, format_named, unknown, version_numbered};
 
 /// A new image. The core checks the numbers against each other.
 #[napi(object, object_to_js = false)]
@@ -121,6 +121,7 @@ impl CreateSpec {
             data_file_raw: self.data_file_raw,
             nocow: self.nocow,
             extent_size_hint: hint.transpose()?,
+            cache: cache_named(target.cache.as_deref())?,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::storage::{AllowSpecial, FileStorage, NullStorage, OpenMode, Storage, WindowStorage};
+use qcow2_engine::storage::{AllowSpecial, CacheMode, FileStorage, NullStorage, OpenMode, Storage, WindowStorage};
 use qcow2_engine::{Error, Format};
 use qcow2_format::HostOffset;
 
@@ -14,6 +14,7 @@ use crate::handles::Handle;
 use crate::numbers::unsigned;
 use crate::outbox::{CallId, Outcome};
 use crate::pool::Lane;
+use crate::words::cache_named;
 
 /// A file or memory, or a window of it.
 #[napi(object, object_to_js = false)]
@@ -32,6 +33,8 @@ pub struct SourceSpec {
     pub devices: Option<bool>,
     /// Is it written too? Default false.
     pub writable: Option<bool>,
+    /// The caches that the file is used with: `writeback` (default), `writethrough`, `none`, `directsync` or `unsafe`.
+    pub cache: Option<String>,
 }
 
 /// A source that a thread can open.
@@ -41,7 +44,11 @@ pub(crate) struct Source {
 }
 
 enum Place {
-    Path { path: PathBuf, mode: OpenMode },
+    Path {
+        path: PathBuf,
+        mode: OpenMode,
+        cache: CacheMode,
+    },
     Storage(Arc<dyn Storage>),
 }
 
@@ -62,6 +69,7 @@ impl SourceSpec {
             }
             (Some(path), None) => Place::Path {
                 path: path.into(),
+                cache: cache_named(self.cache.as_deref())?,
                 mode: OpenMode {
                     writable: self.writable == Some(true),
                     special: if self.devices == Some(true) {
@@ -88,7 +96,7 @@ impl Source {
     pub(crate) fn open(self) -> Result<Arc<dyn Storage>, Error> {
         let storage: Arc<dyn Storage> = match self.place {
             Place::Storage(storage) => storage,
-            Place::Path { path, mode } => Arc::new(FileStorage::open(&path, mode)?),
+            Place::Path { path, mode, cache } => Arc::new(FileStorage::open(&path, mode)?.with_cache(cache)?),
         };
         match self.window {
             None => Ok(storage),

@@ -22,6 +22,8 @@ pub struct TargetSpec {
     pub durable: bool,
     /// What is there already is written over, without changing its length.
     pub in_place: bool,
+    /// The caches that files are written with, as of a source.
+    pub cache: Option<String>,
 }
 
 impl TargetSpec {

@@ -1,5 +1,6 @@
 //! The words that stand for choices.
 
+use qcow2_engine::storage::CacheMode;
 use qcow2_engine::{Error, Format};
 use qcow2_format::{CompressionType, Version};
 
@@ -17,6 +18,18 @@ pub(crate) fn compression_name(compression: CompressionType) -> &'static str {
         CompressionType::Deflate => "zlib",
         CompressionType::Zstd => "zstd",
         CompressionType::Lz4 => "lz4",
+    }
+}
+
+/// The caches of files; none said: the page cache.
+pub(crate) fn cache_named(word: Option<&str>) -> Result<CacheMode, Error> {
+    match word {
+        None | Some("writeback") => Ok(CacheMode::Writeback),
+        Some("writethrough") => Ok(CacheMode::Writethrough),
+        Some("none") => Ok(CacheMode::None),
+        Some("directsync") => Ok(CacheMode::Directsync),
+        Some("unsafe") => Ok(CacheMode::Unsafe),
+        Some(other) => Err(unknown("cache", other)),
     }
 }
 

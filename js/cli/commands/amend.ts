@@ -20,7 +20,7 @@ const HELP: CommandHelp = {
     ['-o, --options KEY=VALUE,…', 'what is changed; -o help lists it'],
     ROWS.format,
     ['--force', 'accepted; it lifts refusals about key slots only'],
-    ['-t, --cache MODE', 'accepted; what is changed is on the device when the command ends'],
+    ['-t, --cache MODE', 'caches: writeback, writethrough, none, directsync or unsafe'],
     ROWS.progress,
     ROWS.quiet,
     ROWS.output,
@@ -70,7 +70,7 @@ export async function amend(program: Program, words: readonly string[]): Promise
     if (kind !== 'qcow2') throw new Refusal(`Format driver '${kind}' does not support option amendment`)
     const options = optionsOf(await withoutUnchanged(program, name, readAmendValues(list)))
     line.start()
-    const virtualSize = await run(program, name, { ...options, ...gateOptions(policy) }, line)
+    const virtualSize = await run(program, name, { ...options, ...gateOptions(policy, cache) }, line)
     line.finish(true)
     if (form === 'json') program.out.print(`${formatJson({ filename: name.given, 'virtual-size': virtualSize })}\n`)
   } finally {

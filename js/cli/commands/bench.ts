@@ -31,7 +31,7 @@ export const HELP: CommandHelp = {
     ['--pattern BYTE', 'the byte that is written, 0 (default) to 255'],
     ['--flush-interval N', 'flush after every N writes'],
     ['--no-drain', 'do not wait for writes under way before a flush'],
-    ['-t, --cache MODE', 'writethrough and directsync: each write ends on the device; unsafe: no flushes; the page cache is used in any'],
+    ['-t, --cache MODE', 'caches: writeback, writethrough, none, directsync or unsafe'],
     ['-i, --aio MODE', 'accepted: threads, native or io_uring; the way to the file is our own'],
     ['-n, --native', 'the same as -i native'],
     ['-q', 'accepted; the result is printed all the same, as qemu-img does'],
@@ -141,7 +141,7 @@ async function formatFor(program: Program, name: ImageName, given: string | unde
   if (!native || /^(none|off|directsync)$/.test(cache)) return format
   // That the file is there, and an image, is looked at before.
   const refusal = cannotOpen(name.given, 'aio=native was specified, but it requires cache.direct=on, which was not specified.')
-  throw await blame(refusal, [{ name, format }], { ...gateOptions(policy), forceShare, signal }, true)
+  throw await blame(refusal, [{ name, format }], { ...gateOptions(policy, cache), forceShare, signal }, true)
 }
 
 async function run(
@@ -152,7 +152,7 @@ async function run(
   settings: Settings,
   announce: () => void,
 ): Promise<BenchResult> {
-  const { bigint: _, ...gate } = gateOptions(policy)
+  const { bigint: _, ...gate } = gateOptions(policy, settings.cache)
   const { signal } = program
   const { size, step, offset, write, drain, forceShare } = settings
   const [count, depth, pattern, flushInterval] = [
@@ -162,7 +162,7 @@ async function run(
     Number(settings.flushInterval),
   ]
   const plan: BenchOptions = { count, depth, size, step, offset, write, pattern, drain }
-  // What the modes mean for writes; the page cache is used in all of them.
+  // What the modes mean for flushes.
   if (settings.cache !== 'unsafe') plan.flushInterval = flushInterval ?? 0
   if (write && /^(writethrough|directsync)$/.test(settings.cache)) plan.durable = true
   const line = new ProgressLine(program, false, 2)

@@ -4,13 +4,13 @@ import { findingText, repairText } from '../findings.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { percent } from '../human.js'
 import { formatJson } from '../json.js'
-import { type CheckOptions, type CheckResult, type Finding, library } from '../library.js'
+import { type CacheMode, type CheckOptions, type CheckResult, type Finding, library } from '../library.js'
 import { cannotOpen, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
 import { printError } from '../output.js'
 import { complain, type Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
 import { systemText } from '../texts.js'
-import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
+import { cacheOf, commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 import { warnOfGuess } from '../writable.js'
 
 const GRAMMAR = commandGrammar('qU', 'frT', 'quiet=q format:=f cache:=T repair:=r output: object: image-opts force-share=U')
@@ -22,7 +22,7 @@ const HELP: CommandHelp = {
     ROWS.format,
     ['-r, --repair leaks|all', 'give back what leaks, or mend all that follows from what refers to what'],
     ROWS.quiet,
-    ['-T, --cache MODE', 'accepted; the result does not depend on it'],
+    ['-T, --cache MODE', 'caches: writeback, writethrough, none, directsync or unsafe'],
     ROWS.share,
     ROWS.output,
     ROWS.gate,
@@ -66,9 +66,9 @@ export async function check(program: Program, words: readonly string[]): Promise
   const kind = await formatOf(name, format, program.signal)
   if (repair !== undefined && format === undefined && kind === 'raw') warnOfGuess(name)
   // A repair takes a writer's locks itself.
-  await openOnce(program, name, { format: kind, forceShare: forceShare || repair !== undefined }, policy)
+  await openOnce(program, name, { format: kind, forceShare: forceShare || repair !== undefined, cache: cacheOf(cache) }, policy)
   if (kind !== 'qcow2') throw new Refusal('This image format does not support checks', { code: NO_CHECK })
-  const result = await runCheck(program, name, { forceShare, ...(repair === undefined ? {} : { repair }) })
+  const result = await runCheck(program, name, { forceShare, cache: cacheOf(cache), ...(repair === undefined ? {} : { repair }) })
   const out = (text: string) => {
     if (!quiet) program.out.print(text)
   }
@@ -121,11 +121,11 @@ function keyOf({ code, offset, index }: Finding): string {
 async function openOnce(
   program: Program,
   name: ImageName,
-  options: { format: 'qcow2' | 'raw'; forceShare: boolean },
+  options: { format: 'qcow2' | 'raw'; forceShare: boolean; cache: CacheMode },
   policy: GatePolicy,
 ): Promise<void> {
   try {
-    const disk = await library().open(name.source, { ...options, ...gateOptions(policy), signal: program.signal })
+    const disk = await library().open(name.source, { ...gateOptions(policy), ...options, signal: program.signal })
     await disk.close()
   } catch (error) {
     // A check is there to tell what is wrong inside: only what it could not even begin with ends it here.
@@ -143,7 +143,7 @@ function isForCheck(error: unknown): boolean {
   )
 }
 
-async function runCheck(program: Program, name: ImageName, options: Pick<CheckOptions, 'forceShare' | 'repair'>): Promise<CheckResult> {
+async function runCheck(program: Program, name: ImageName, options: Pick<CheckOptions, 'forceShare' | 'repair' | 'cache'>): Promise<CheckResult> {
   try {
     return await library().check(name.source, { ...options, format: 'qcow2', bigint: true, signal: program.signal })
   } catch (error) {

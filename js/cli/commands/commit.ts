@@ -21,7 +21,7 @@ const HELP: CommandHelp = {
     ['-b, --base BASE', 'the layer of the chain that is written to (default: the backing file); FILE is not emptied then'],
     ['-d, --drop', 'do not empty FILE'],
     ['-r, --rate RATE', 'most bytes a second'],
-    ['-t, --cache MODE', 'accepted; what is written is on the device when the command ends'],
+    ['-t, --cache MODE', 'caches: writeback, writethrough, none, directsync or unsafe'],
     ROWS.progress,
     ROWS.quiet,
     ROWS.output,
@@ -68,7 +68,7 @@ export async function commit(program: Program, words: readonly string[]): Promis
   const line = new ProgressLine(program, progress && !quiet, 1)
   try {
     line.start()
-    const result = await run(program, name, { ...wishes, format: kind, ...gateOptions(policy) }, line)
+    const result = await run(program, name, { ...wishes, format: kind, ...gateOptions(policy, cache) }, line)
     line.finish(true)
     line.end()
     if (form === 'json') program.out.print(jsonText(name, result))

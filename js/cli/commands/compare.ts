@@ -24,7 +24,7 @@ const HELP: CommandHelp = {
     ['-s, --strict', 'sizes and allocation must be equal too'],
     ROWS.progress,
     ROWS.quiet,
-    ['-T, --cache MODE', 'accepted; the result does not depend on it'],
+    ['-T, --cache MODE', 'caches: writeback, writethrough, none, directsync or unsafe'],
     ROWS.share,
     ROWS.output,
     ROWS.gate,
@@ -67,7 +67,7 @@ export async function compare(program: Program, words: readonly string[]): Promi
   try {
     if (!isCacheMode(cache)) throw new Refusal(`Invalid source cache option: ${cache}`, { code: NOT_OPENED })
     refuseBoth(imageOpts, formats[0] ?? formats[1], NOT_OPENED)
-    const result = await runCompare(program, [a, b], formats, { strict, forceShare, policy, line, imageOpts })
+    const result = await runCompare(program, [a, b], formats, { strict, forceShare, policy, cache, line, imageOpts })
     line.finish(result.identical)
     if (!quiet) program.out.print(form === 'json' ? jsonText(result) : outcome(result, strict))
     return result.identical ? 0 : 1
@@ -79,6 +79,7 @@ export async function compare(program: Program, words: readonly string[]): Promi
 interface Settings {
   strict: boolean
   forceShare: boolean
+  cache: string
   policy: GatePolicy
   line: ProgressLine
   imageOpts: boolean
@@ -88,9 +89,9 @@ async function runCompare(
   program: Program,
   files: readonly [string, string],
   formats: readonly [string | undefined, string | undefined],
-  { strict, forceShare, policy, line, imageOpts }: Settings,
+  { strict, forceShare, policy, cache, line, imageOpts }: Settings,
 ): Promise<CompareResult> {
-  const source = { ...gateOptions(policy), forceShare }
+  const source = { ...gateOptions(policy, cache), forceShare }
   const { signal } = program
   const names: OpenedName[] = []
   try {

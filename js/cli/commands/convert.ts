@@ -38,7 +38,10 @@ const HELP: CommandHelp = {
     ['--salvage', 'write zeros for what cannot be read, and say what that was'],
     ['-m, --parallel N', 'workers, 1 to 16; the result does not depend on it'],
     ['-r, --rate RATE', 'most bytes a second'],
-    ['-W, -C, -t MODE, -T MODE', 'accepted; the result does not depend on them'],
+    ['-t, --output-cache MODE', 'caches of the target: unsafe (default), writeback, writethrough, none or directsync'],
+    ['-T, --source-cache MODE', 'caches of the sources (default writeback)'],
+    ['-W, --oob-writes', 'accepted; the result does not depend on it'],
+    ['-C, --copy-range-offloading', 'accepted; the result does not depend on it'],
     ['-p', ROWS.progress[1]],
     ROWS.quiet,
     ROWS.share,
@@ -72,13 +75,13 @@ export async function convert(program: Program, words: readonly string[]): Promi
     threads: undefined,
     rateLimit: undefined,
     cache: 'unsafe',
+    sourceCache: 'writeback',
     forceShare: false,
     policy: 'plain',
     imageOpts: false,
     targetImageOpts: false,
   }
   const flags = new Set<string>()
-  let sourceCache = 'writeback'
   const operands = readWords(program, words, GRAMMAR, HELP, (id, value) => {
     if (id === 'f') asked.sourceFormat = value
     else if (id === 'O') asked.targetFormat = value
@@ -97,7 +100,7 @@ export async function convert(program: Program, words: readonly string[]): Promi
     else if (id === 'm') asked.threads = Number(integerArgument('number of coroutines', value, 1n, 16n))
     else if (id === 'r') asked.rateLimit = sizeArgument('rate limit', value, 0n, INT64_MAX)
     else if (id === 't') asked.cache = value
-    else if (id === 'T') sourceCache = value
+    else if (id === 'T') asked.sourceCache = value
     else if (id === 'U') asked.forceShare = true
     else if (id === 'image-opts') asked.imageOpts = true
     else if (id === 'target-image-opts') asked.targetImageOpts = true
@@ -110,7 +113,7 @@ export async function convert(program: Program, words: readonly string[]): Promi
   refuseCombinations(asked, flags)
   if (asksForHelp(asked.list)) return printHelp(program, asked.targetFormat, operands.length > 1)
   if (asked.sources.length === 0) throw new Refusal('Must specify image file name')
-  if (!isCacheMode(sourceCache)) throw new Refusal(`Invalid source cache option: ${sourceCache}`)
+  if (!isCacheMode(asked.sourceCache)) throw new Refusal(`Invalid source cache option: ${asked.sourceCache}`)
   if (asked.bitmaps && asked.sources.length > 1) throw new Refusal('Copying bitmaps only possible with single source')
   refuseUnsupported(flags)
   const line = new ProgressLine(program, flags.has('p') && !flags.has('q') && asked.target !== '-', 1)

@@ -27,8 +27,8 @@ const HELP: CommandHelp = {
     ['-F, --backing-format FMT', 'its format'],
     ['-u, --backing-unsafe', 'change the name only; neither backing file is opened'],
     ['-c, --compress', 'compress what is copied'],
-    ['-t, --cache MODE', 'accepted; what is written is on the device when the command ends'],
-    ['-T, --backing-cache MODE', 'accepted; the result does not depend on it'],
+    ['-t, --cache MODE', 'caches: writeback, writethrough, none, directsync or unsafe'],
+    ['-T, --backing-cache MODE', 'accepted; -t is for the backing files too'],
     ['-U, --force-share', 'accepted; nobody else may use the image all the same'],
     ROWS.progress,
     ROWS.quiet,
@@ -82,7 +82,7 @@ export async function rebase(program: Program, words: readonly string[]): Promis
   const line = new ProgressLine(program, progress && !quiet, 1)
   try {
     line.start()
-    const result = await run(program, name, kind, wishes, policy, line)
+    const result = await run(program, name, kind, wishes, gateOptions(policy, caches.t), line)
     line.finish(true)
     line.end()
     if (form === 'json') program.out.print(jsonText(name, result))
@@ -98,11 +98,11 @@ async function run(
   name: ImageName,
   format: Format,
   { backing, backingFormat, unsafe, compress }: Wishes,
-  policy: GatePolicy,
+  opened: ReturnType<typeof gateOptions>,
   line: ProgressLine,
 ): Promise<RebaseResult> {
   const { signal } = program
-  const opening = { ...gateOptions(policy), format, signal }
+  const opening = { ...opened, format, signal }
   try {
     if (format === 'raw' || (backingFormat !== undefined && !isTargetFormat(backingFormat)) || (backing && backingFormat === undefined)) {
       // What is wrong with the image itself is told first, as is what is wrong with the new backing file.

@@ -8,6 +8,7 @@ use qcow2_format::{
 use crate::error::{Error, Result};
 use crate::layer::Format;
 use crate::sink::{ImageLayout, Preallocation, encode_header};
+use crate::storage::CacheMode;
 use crate::target::{FileAttributes, Target};
 
 /// What a new image is to be. The defaults are QEMU's.
@@ -43,6 +44,8 @@ pub struct CreateOptions {
     pub nocow: bool,
     /// Extent size hint of the files in bytes, where the file system has it; 0 for none.
     pub extent_size_hint: Option<u32>,
+    /// The caches that the files are written with.
+    pub cache: CacheMode,
 }
 
 /// An external data file that is made with the image.
@@ -72,6 +75,7 @@ impl Default for CreateOptions {
             data_file_raw: false,
             nocow: false,
             extent_size_hint: None,
+            cache: CacheMode::Writeback,
         }
     }
 }
@@ -168,6 +172,7 @@ impl CreateOptions {
         FileAttributes {
             nocow: self.nocow,
             extent_size_hint: self.extent_size_hint,
+            cache: self.cache,
         }
     }
 

@@ -90,6 +90,8 @@ pub struct Disk {
     closed: AtomicBool,
     /// Raw files only: an image keeps its own.
     poisoned: AtomicBool,
+    /// Every change is durable when its call returns, as if a flush followed it.
+    through: bool,
 }
 
 /// What is written.
@@ -149,7 +151,8 @@ impl Disk {
         match &self.top {
             Top::Raw(raw) => raw.write(offset.0, bytes),
             Top::Image(image) => image.change(offset, bytes.len() as u64, || image.write(offset, bytes)),
-        }
+        }?;
+        self.settle()
     }
 
     /// Makes a range read as zeros. `unmap`: its space is given back; otherwise what is allocated stays so.
@@ -168,7 +171,8 @@ impl Disk {
                 let how = if unmap { Zeroing::Unmap } else { Zeroing::Keep };
                 image.change(offset, length, || image.zero(offset, length, how))
             }
-        }
+        }?;
+        self.settle()
     }
 
     /// Says that nobody needs the bytes of a range: whole clusters of it are given back and read as zeros; the edges keep their bytes. Where an image
@@ -185,7 +189,8 @@ impl Disk {
         match &self.top {
             Top::Raw(raw) => raw.zero(offset.0, length, true),
             Top::Image(image) => image.change(offset, length, || image.discard(offset, length)),
-        }
+        }?;
+        self.settle()
     }
 
     /// Makes every write that has returned durable.
@@ -194,6 +199,19 @@ impl Disk {
     /// [`Error::Io`]. If a sync or the publish step failed, the disk is poisoned: later writes and flushes fail, reads go on.
     pub fn flush(&self) -> Result<()> {
         let _request = self.request()?;
+        self.flush_top()
+    }
+
+    /// After a change: makes it durable if that is what every change is to be.
+    fn settle(&self) -> Result<()> {
+        match &self.top {
+            Top::Image(_) if self.through => self.flush_top(),
+            // What a raw file is written is on its device by itself.
+            _ => Ok(()),
+        }
+    }
+
+    fn flush_top(&self) -> Result<()> {
         match &self.top {
             Top::Raw(raw) => raw.flush().inspect_err(|_| self.poisoned.store(true, Ordering::SeqCst)),
             Top::Image(image) => image.flush(),

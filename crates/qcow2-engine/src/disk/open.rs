@@ -51,6 +51,7 @@ impl Disk {
         if !top.options().writable {
             return Err(top.state("READ_ONLY", "the image was opened for reading"));
         }
+        let through = top.storage().writes_through();
         let top = if top.header().is_some() {
             Top::Image(Box::new(image(&chain, overlay, &options)?))
         } else {
@@ -62,6 +63,7 @@ impl Disk {
             gate: RwLock::default(),
             closed: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
+            through,
         })
     }
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use qcow2_format::HostOffset;
 
 use super::caller::PageCache;
+use super::direct::{Below, Blocks};
+use super::system;
 use super::{CallerMemory, Extent, Identity, Storage, expect};
 use crate::error::{Error, Result};
 
@@ -29,6 +31,34 @@ pub struct OpenMode {
     pub special: AllowSpecial,
 }
 
+/// How the caches of the system are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheMode {
+    /// The page cache, and syncs where they are asked for.
+    #[default]
+    Writeback,
+    /// Every write is durable when it returns.
+    Writethrough,
+    /// Past the page cache (`O_DIRECT`), and syncs where they are asked for.
+    None,
+    /// Past the page cache, and every write is durable when it returns.
+    Directsync,
+    /// The page cache, and nothing is ever synced: what a power cut leaves is anything.
+    Unsafe,
+}
+
+impl CacheMode {
+    /// Past the page cache.
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::None | Self::Directsync)
+    }
+
+    /// Every write is durable when it returns.
+    pub fn is_through(self) -> bool {
+        matches!(self, Self::Writethrough | Self::Directsync)
+    }
+}
+
 /// An open file or block device.
 #[derive(Debug)]
 pub struct FileStorage {
@@ -37,6 +67,9 @@ pub struct FileStorage {
     identity: Option<Identity>,
     device: bool,
     cached: PageCache,
+    mode: CacheMode,
+    /// Set if it is read and written past the page cache.
+    blocks: Option<Blocks>,
 }
 
 impl FileStorage {
@@ -95,7 +128,27 @@ impl FileStorage {
             file,
             path: path.to_owned(),
             cached: PageCache::default(),
+            mode: CacheMode::default(),
+            blocks: None,
         })
+    }
+
+    /// The same file, used with other caches.
+    ///
+    /// # Errors
+    /// [`Error::State`] with code `DIRECT_UNSUPPORTED` if `mode` goes past the page cache and the file system, or this system, cannot.
+    pub fn with_cache(mut self, mode: CacheMode) -> Result<Self> {
+        if mode.is_direct() {
+            let unsupported = |_| Error::State {
+                code: "DIRECT_UNSUPPORTED",
+                path: Some(self.path.clone()),
+                reason: "the file system does not let the page cache be passed by (O_DIRECT)".to_owned(),
+            };
+            system::set_direct(&self.file).map_err(unsupported)?;
+            self.blocks = Some(Blocks::new(&self, self.device).map_err(unsupported)?);
+        }
+        self.mode = mode;
+        Ok(self)
     }
 
     /// Whether it is a block device: its length cannot change, and nothing is renamed over it.
@@ -114,6 +167,9 @@ impl Storage for FileStorage {
     }
 
     fn read_at(&self, offset: HostOffset, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(blocks) = &self.blocks {
+            return blocks.read(self, offset, buffer);
+        }
         let mut filled = 0;
         while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             let Some(at) = offset
@@ -133,10 +189,17 @@ impl Storage for FileStorage {
     }
 
     fn read_now(&self, offset: HostOffset, memory: &mut CallerMemory<'_>) -> Option<usize> {
+        if self.blocks.is_some() {
+            return None;
+        }
         self.cached.read(&self.file, offset, memory)
     }
 
     fn write_at(&self, offset: HostOffset, bytes: &[u8]) -> io::Result<()> {
+        if let Some(blocks) = &self.blocks {
+            blocks.write(self, offset, bytes)?;
+            return self.write_through();
+        }
         let mut written = 0;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
             let at = offset.checked_add(written as u64).ok_or(io::ErrorKind::FileTooLarge)?;
@@ -147,17 +210,23 @@ impl Storage for FileStorage {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        self.write_through()
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
         if self.device {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        self.file.set_len(length)
+        match &self.blocks {
+            Some(blocks) => blocks.set_length(self, length),
+            None => self.file.set_len(length),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {
+        if self.mode == CacheMode::Unsafe {
+            return Ok(());
+        }
         self.file.sync_all()
     }
 
@@ -171,7 +240,12 @@ impl Storage for FileStorage {
     }
 
     fn punch(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
-        system::punch(&self.file, offset, length)
+        let punch = || system::punch(&self.file, offset, length);
+        let punched = self.blocks.as_ref().map_or_else(punch, |blocks| blocks.alone(punch))?;
+        if punched {
+            self.write_through()?;
+        }
+        Ok(punched)
     }
 
     fn allocate(&self, offset: HostOffset, length: u64) -> io::Result<bool> {
@@ -199,214 +273,39 @@ impl Storage for FileStorage {
         Some(&self.file)
     }
 
+    fn writes_through(&self) -> bool {
+        self.mode.is_through()
+    }
+
     fn path(&self) -> Option<&Path> {
         Some(&self.path)
     }
 }
 
-fn not_regular(path: &Path, what: &str) -> Error {
-    Error::State {
-        code: "NOT_REGULAR",
-        path: Some(path.to_owned()),
-        reason: format!("this is {what}, not a regular file"),
+impl FileStorage {
+    /// Makes what was just written durable, if every write is to be.
+    fn write_through(&self) -> io::Result<()> {
+        if self.mode.is_through() {
+            return self.file.sync_data();
+        }
+        Ok(())
     }
 }
 
-#[cfg(unix)]
-mod system {
-    use std::fs::Metadata;
-    use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-
-    use super::{AllowSpecial, Error, File, HostOffset, Identity, OpenOptions, Path, Result, io, not_regular};
-
-    /// Whether it is a block device rather than a regular file; anything else is refused.
-    pub(super) fn device_or_regular(metadata: &Metadata, path: &Path, special: AllowSpecial) -> Result<bool, Error> {
-        let kind = metadata.file_type();
-        match () {
-            () if kind.is_file() => Ok(false),
-            () if kind.is_block_device() && special == AllowSpecial::BlockDevices => Ok(true),
-            () if kind.is_block_device() => Err(not_regular(path, "a block device")),
-            () if kind.is_dir() => Err(not_regular(path, "a folder")),
-            () if kind.is_fifo() => Err(not_regular(path, "a FIFO")),
-            () if kind.is_char_device() => Err(not_regular(path, "a character device")),
-            () => Err(not_regular(path, "a special file")),
-        }
+impl Below for FileStorage {
+    fn read_some(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        system::read_at(&self.file, buffer, offset)
     }
 
-    /// A FIFO that takes the file's place between the look and the open must not block.
-    pub(super) fn without_waiting(options: &mut OpenOptions) {
-        options.custom_flags(nix::libc::O_NONBLOCK);
+    fn write_some(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        system::write_at(&self.file, bytes, offset)
     }
 
-    pub(super) fn identity(metadata: &Metadata) -> Option<Identity> {
-        Some(if metadata.file_type().is_block_device() {
-            // Two nodes of one device are the same bytes.
-            Identity {
-                device: metadata.rdev(),
-                inode: 0,
-            }
-        } else {
-            Identity {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            }
-        })
+    fn file_length(&self) -> io::Result<u64> {
+        self.length()
     }
 
-    pub(super) fn allocated_bytes(metadata: &Metadata) -> Option<u64> {
-        Some(metadata.blocks().saturating_mul(512))
-    }
-
-    pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        file.read_at(buffer, offset)
-    }
-
-    pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        file.write_at(bytes, offset)
-    }
-
-    pub(super) use holes::{allocate, extent, hole_end, punch};
-
-    #[cfg(target_os = "linux")]
-    mod holes {
-        use nix::errno::Errno;
-        use nix::fcntl::{FallocateFlags, fallocate};
-        use nix::unistd::{Whence, lseek};
-
-        use super::super::Extent;
-        use super::{File, HostOffset, io};
-
-        /// The extent at `offset`, if the file system tells.
-        pub(in super::super) fn extent(file: &File, offset: HostOffset, end: HostOffset) -> Option<Extent> {
-            let at = i64::try_from(offset.0).ok()?;
-            if let Some(end) = hole_end(file, offset, end) {
-                return Some(Extent { data: false, end });
-            }
-            let hole = lseek(file, at, Whence::SeekHole).ok()?;
-            let hole = HostOffset(u64::try_from(hole).ok()?);
-            (hole > offset).then_some(Extent {
-                data: true,
-                end: hole.min(end),
-            })
-        }
-
-        /// Where the hole at `offset` ends; none where data are, or where the file system does not tell.
-        pub(in super::super) fn hole_end(file: &File, offset: HostOffset, end: HostOffset) -> Option<HostOffset> {
-            let data = match lseek(file, i64::try_from(offset.0).ok()?, Whence::SeekData) {
-                Ok(data) => HostOffset(u64::try_from(data).ok()?),
-                // Nothing but a hole up to the end.
-                Err(Errno::ENXIO) if offset < end => return Some(end),
-                Err(_) => return None,
-            };
-            (data > offset).then_some(data.min(end))
-        }
-
-        pub(in super::super) fn punch(file: &File, offset: HostOffset, length: u64) -> io::Result<bool> {
-            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            change(file, flags, offset, length)
-        }
-
-        pub(in super::super) fn allocate(file: &File, offset: HostOffset, length: u64) -> io::Result<bool> {
-            change(file, FallocateFlags::empty(), offset, length)
-        }
-
-        fn change(file: &File, flags: FallocateFlags, offset: HostOffset, length: u64) -> io::Result<bool> {
-            let (Ok(offset), Ok(length)) = (i64::try_from(offset.0), i64::try_from(length)) else {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            };
-            if length == 0 {
-                return Ok(true);
-            }
-            loop {
-                match fallocate(file, flags, offset, length) {
-                    Ok(()) => return Ok(true),
-                    Err(Errno::EINTR) => {}
-                    Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV) => return Ok(false),
-                    Err(errno) => return Err(errno.into()),
-                }
-            }
-        }
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    mod holes {
-        use super::super::Extent;
-        use super::{File, HostOffset, io};
-
-        pub(in super::super) fn extent(_: &File, _: HostOffset, _: HostOffset) -> Option<Extent> {
-            None
-        }
-
-        pub(in super::super) fn hole_end(_: &File, _: HostOffset, _: HostOffset) -> Option<HostOffset> {
-            None
-        }
-
-        pub(in super::super) fn punch(_: &File, _: HostOffset, _: u64) -> io::Result<bool> {
-            Ok(false)
-        }
-
-        pub(in super::super) fn allocate(_: &File, _: HostOffset, _: u64) -> io::Result<bool> {
-            Ok(false)
-        }
-    }
-}
-
-#[cfg(windows)]
-mod system {
-    use std::fs::Metadata;
-    use std::os::windows::fs::FileExt;
-
-    use super::{AllowSpecial, Error, Extent, File, HostOffset, Identity, OpenOptions, Path, Result, io, not_regular};
-
-    pub(super) fn device_or_regular(metadata: &Metadata, path: &Path, _: AllowSpecial) -> Result<bool, Error> {
-        if metadata.is_file() {
-            return Ok(false);
-        }
-        Err(not_regular(
-            path,
-            if metadata.is_dir() {
-                "a folder"
-            } else {
-                "a special file"
-            },
-        ))
-    }
-
-    pub(super) fn without_waiting(_: &mut OpenOptions) {}
-
-    pub(super) fn identity(_: &Metadata) -> Option<Identity> {
-        None
-    }
-
-    pub(super) fn allocated_bytes(_: &Metadata) -> Option<u64> {
-        None
-    }
-
-    pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        match file.seek_read(buffer, offset) {
-            // ERROR_HANDLE_EOF
-            Err(error) if error.raw_os_error() == Some(38) => Ok(0),
-            other => other,
-        }
-    }
-
-    pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        file.seek_write(bytes, offset)
-    }
-
-    pub(super) fn extent(_: &File, _: HostOffset, _: HostOffset) -> Option<Extent> {
-        None
-    }
-
-    pub(super) fn hole_end(_: &File, _: HostOffset, _: HostOffset) -> Option<HostOffset> {
-        None
-    }
-
-    pub(super) fn punch(_: &File, _: HostOffset, _: u64) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    pub(super) fn allocate(_: &File, _: HostOffset, _: u64) -> io::Result<bool> {
-        Ok(false)
+    fn set_file_length(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
     }
 }

@@ -1,10 +1,12 @@
 //! Where bytes of one file live.
 
 mod caller;
+mod direct;
 mod expect;
 mod file;
 mod memory;
 mod null;
+mod system;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod window;
@@ -17,7 +19,7 @@ use std::path::Path;
 use qcow2_format::HostOffset;
 
 pub use caller::CallerMemory;
-pub use file::{AllowSpecial, FileStorage, OpenMode};
+pub use file::{AllowSpecial, CacheMode, FileStorage, OpenMode};
 pub use memory::MemoryStorage;
 pub use null::NullStorage;
 pub use window::WindowStorage;
@@ -154,6 +156,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// The open file behind it, if there is one: what locks are taken on.
     fn file(&self) -> Option<&File> {
         None
+    }
+
+    /// Every write is durable when it returns: whoever keeps metadata back writes it as soon.
+    fn writes_through(&self) -> bool {
+        false
     }
 
     /// The path it was opened by, for messages.

@@ -132,6 +132,10 @@ impl Storage for WindowStorage {
         self.inner.file()
     }
 
+    fn writes_through(&self) -> bool {
+        self.inner.writes_through()
+    }
+
     fn path(&self) -> Option<&Path> {
         self.inner.path()
     }

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 
+use crate::storage::CacheMode;
+
 /// What is wanted of the file system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileAttributes {
@@ -9,6 +11,8 @@ pub(crate) struct FileAttributes {
     pub(crate) nocow: bool,
     /// Space is given in extents of so many bytes (XFS); 0: as the file system likes.
     pub(crate) extent_size_hint: Option<u32>,
+    /// The caches it is written with.
+    pub(crate) cache: CacheMode,
 }
 
 impl FileAttributes {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::lock::{ImageLock, LockMode, Locking};
-use crate::storage::{AllowSpecial, FileStorage, OpenMode, Storage};
+use crate::storage::{AllowSpecial, CacheMode, FileStorage, OpenMode, Storage};
 use staged::Staged;
 
 pub(crate) use attributes::FileAttributes;
@@ -83,7 +83,7 @@ impl OpenTarget {
                 overwrite,
                 durable,
             } => Self::path(path, *overwrite, *durable, attributes, sources),
-            Target::InPlace { place, durable } => Self::in_place(place, *durable, sources),
+            Target::InPlace { place, durable } => Self::in_place(place, *durable, attributes.cache, sources),
             Target::Storage(storage) => {
                 different(&**storage, sources)?;
                 storage.set_length(0).map_err(failed("truncate", storage.path()))?;
@@ -117,7 +117,14 @@ impl OpenTarget {
                     writable,
                     special: AllowSpecial::BlockDevices,
                 };
-                Some(FileStorage::open(&name, mode)).transpose()?.map(Arc::new)
+                let there = FileStorage::open(&name, mode)?;
+                // What is replaced is only looked at.
+                let cache = if there.is_device() {
+                    attributes.cache
+                } else {
+                    CacheMode::Writeback
+                };
+                Some(Arc::new(there.with_cache(cache)?))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed("open", Some(path))(error)),
@@ -138,7 +145,7 @@ impl OpenTarget {
                 _lock: lock,
             });
         }
-        let staged = Staged::begin(name, overwrite, there.as_deref())?;
+        let staged = Staged::begin(name, overwrite, there.as_deref(), attributes.cache)?;
         attributes.apply(staged.file());
         Ok(Self {
             storage: staged.storage(),
@@ -148,7 +155,7 @@ impl OpenTarget {
         })
     }
 
-    fn in_place(place: &Place, durable: bool, sources: &[Arc<dyn Storage>]) -> Result<Self> {
+    fn in_place(place: &Place, durable: bool, cache: CacheMode, sources: &[Arc<dyn Storage>]) -> Result<Self> {
         let storage: Arc<dyn Storage> = match place {
             Place::Storage(storage) => Arc::clone(storage),
             Place::Path(path) => {
@@ -156,7 +163,7 @@ impl OpenTarget {
                     writable: true,
                     special: AllowSpecial::BlockDevices,
                 };
-                Arc::new(FileStorage::open(path, mode)?)
+                Arc::new(FileStorage::open(path, mode)?.with_cache(cache)?)
             }
         };
         different(&*storage, sources)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{Published, failed};
 use crate::error::{Error, Result};
-use crate::storage::{FileStorage, Storage};
+use crate::storage::{CacheMode, FileStorage, Storage};
 
 /// Symbolic links that are followed before they are taken for a loop.
 const MAX_LINKS: u32 = 40;
@@ -43,13 +43,18 @@ impl Drop for Temporary {
 
 impl Staged {
     /// Begins a file that will be called `name`, in place of `replaced` if that is there.
-    pub(super) fn begin(name: PathBuf, overwrite: bool, replaced: Option<&FileStorage>) -> Result<Self> {
+    pub(super) fn begin(
+        name: PathBuf,
+        overwrite: bool,
+        replaced: Option<&FileStorage>,
+        cache: CacheMode,
+    ) -> Result<Self> {
         let replaced = replaced.and_then(Storage::file).map(File::metadata).transpose();
         let replaced = replaced.map_err(failed("stat", Some(&name)))?;
         let (file, temporary) = open_beside(&name, replaced.is_some()).map_err(failed("open", Some(&name)))?;
         let second = file.try_clone().map_err(failed("open", Some(&name)))?;
         Ok(Self {
-            storage: Arc::new(FileStorage::from_file(second, &name)?),
+            storage: Arc::new(FileStorage::from_file(second, &name)?.with_cache(cache)?),
             file,
             name,
             temporary,
