@@ -111,8 +111,8 @@ impl<'a> Old<'a> {
         })
     }
 
-    /// Shows every count that is not zero, by rising cluster.
-    fn each(&self, job: &JobContext, mut see: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
+    /// Shows the counts that are not zero, in rows of the same one: first cluster, how many, count. By rising cluster.
+    fn each(&self, job: &JobContext, mut see: impl FnMut(u64, u64, u64) -> Result<()>) -> Result<()> {
         let size = self.geometry.cluster_size();
         let length = self.geometry.cluster_len();
         let entries = self.order.block_entries(self.geometry);
@@ -134,7 +134,9 @@ impl<'a> Old<'a> {
                     .map_err(Error::io("read", self.storage))?;
                 for ((index, _), block) in blocks.iter().zip(buffer.chunks_exact(length)) {
                     let first = index.saturating_mul(entries);
-                    self.counts(block, |within, count| see(first.saturating_add(within), count))?;
+                    self.rows(block, |within, count, times| {
+                        see(first.saturating_add(within), times, count)
+                    })?;
                 }
                 job.progress.advance(buffer.len() as u64);
             }
@@ -142,21 +144,36 @@ impl<'a> Old<'a> {
         Ok(())
     }
 
-    /// Shows the counts of a block that are not zero.
-    fn counts(&self, block: &[u8], mut see: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
-        // Eight bytes hold at least one count: most of an image that is not full is zeros.
+    /// Shows the counts of a block that are not zero: index of the first, count, how many.
+    fn rows(&self, block: &[u8], mut see: impl FnMut(u64, u64, u64) -> Result<()>) -> Result<()> {
+        // Eight bytes hold at least one count, and mostly they are as those before: all zero, or all one.
         let per_word = 64 / u64::from(self.order.bits());
+        let (mut begin, mut length, mut value) = (0, 0, 0);
+        let mut alike: Option<[u8; 8]> = None;
         for (number, word) in (0..).zip(block.as_chunks::<8>().0) {
-            if *word == [0; 8] {
+            let at = number * per_word;
+            if alike == Some(*word) && begin + length == at {
+                length += per_word;
                 continue;
             }
+            let mut same = true;
             for within in 0..per_word {
                 let index = usize::try_from(within).unwrap_or(usize::MAX);
                 let count = self.order.get_at(word, index).unwrap_or(0);
-                if count != 0 {
-                    see(number * per_word + within, count)?;
+                if count == value && begin + length == at + within {
+                    length += 1;
+                    continue;
                 }
+                same &= within == 0;
+                if value != 0 {
+                    see(begin, value, length)?;
+                }
+                (begin, length, value) = (at + within, 1, count);
             }
+            alike = same.then_some(*word);
+        }
+        if value != 0 {
+            see(begin, value, length)?;
         }
         Ok(())
     }
@@ -169,8 +186,7 @@ impl<'a> Old<'a> {
             .last()
             .map_or(0, |last| last.saturating_add(1))
             .max(self.file_clusters);
-        let mut last = u64::MAX;
-        self.each(job, |cluster, count| {
+        self.each(job, |cluster, length, count| {
             if count > order.max() {
                 let offset = cluster << self.geometry.cluster_bits();
                 return Err(Error::State {
@@ -182,12 +198,11 @@ impl<'a> Old<'a> {
                     ),
                 });
             }
-            end = end.max(cluster.saturating_add(1));
-            let (block, _) = order.split(ClusterIndex(cluster), self.geometry);
-            if block != last {
-                needed.insert(block);
-                last = block;
-            }
+            let behind = cluster.saturating_add(length);
+            end = end.max(behind);
+            let (first, _) = order.split(ClusterIndex(cluster), self.geometry);
+            let (last, _) = order.split(ClusterIndex(behind.saturating_sub(1)), self.geometry);
+            needed.extend(first..=last);
             Ok(())
         })?;
         Ok((needed, end))
@@ -262,16 +277,19 @@ impl Plan {
             written: 0,
             next: 0,
         };
-        old.each(job, |cluster, count| {
-            // The old structure is free as soon as the new one is named.
-            if old.own.binary_search(&cluster).is_ok() {
-                return Ok(());
+        old.each(job, |cluster, length, count| {
+            let (mut at, end) = (cluster, cluster.saturating_add(length));
+            while at < end {
+                // The old structure is free as soon as the new one is named.
+                let next = old.own.get(old.own.partition_point(|own| *own < at)).copied();
+                let stop = next.map_or(end, |own| own.min(end));
+                writer.set(at, stop - at, count)?;
+                at = if next == Some(stop) { stop + 1 } else { stop };
             }
-            writer.set(cluster, count)
+            Ok(())
         })?;
-        for cluster in self.own() {
-            writer.set(cluster, 1)?;
-        }
+        let own = self.own();
+        writer.set(own.start, own.end - own.start, 1)?;
         writer.finish()?;
         self.put(old, self.start, &table)
     }
@@ -296,18 +314,25 @@ struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    /// Clusters come rising.
-    fn set(&mut self, cluster: u64, count: u64) -> Result<()> {
-        let (block, within) = self.plan.order.split(ClusterIndex(cluster), self.old.geometry);
-        while self.next == 0 || self.plan.blocks.get(self.next - 1).is_some_and(|last| *last < block) {
-            self.begin()?;
+    /// Gives `length` clusters from `cluster` on a count. Clusters come rising.
+    fn set(&mut self, cluster: u64, length: u64, count: u64) -> Result<()> {
+        let entries = self.plan.order.block_entries(self.old.geometry);
+        let (mut at, end) = (cluster, cluster.saturating_add(length));
+        while at < end {
+            let (block, within) = self.plan.order.split(ClusterIndex(at), self.old.geometry);
+            while self.next == 0 || self.plan.blocks.get(self.next - 1).is_some_and(|last| *last < block) {
+                self.begin()?;
+            }
+            let begin = self.bytes.len().saturating_sub(self.old.geometry.cluster_len());
+            let here = (end - at).min(entries - within);
+            fill(
+                self.plan.order,
+                self.bytes.get_mut(begin..).unwrap_or_default(),
+                (within, here),
+                count,
+            );
+            at += here;
         }
-        let length = self.old.geometry.cluster_len();
-        let begin = self.bytes.len().saturating_sub(length);
-        let place = self.bytes.get_mut(begin..).unwrap_or_default();
-        let within = usize::try_from(within).unwrap_or(usize::MAX);
-        // It fits: the survey has seen every count.
-        let _ = self.plan.order.set_at(place, within, count);
         Ok(())
     }
 
@@ -335,5 +360,29 @@ impl Blocks<'_> {
             self.begin()?;
         }
         self.flush()
+    }
+}
+
+/// Gives a row of a block one count, which fits: the survey has seen every count.
+fn fill(order: RefcountOrder, block: &mut [u8], (first, length): (u64, u64), count: u64) {
+    let per_word = 64 / u64::from(order.bits());
+    let mut pattern = [0; 8];
+    for index in 0..per_word {
+        let _ = order.set_at(&mut pattern, usize::try_from(index).unwrap_or(usize::MAX), count);
+    }
+    let (mut at, end) = (first, first + length);
+    while at < end {
+        let words = (end - at) / per_word;
+        if at.is_multiple_of(per_word) && words > 0 {
+            let begin = usize::try_from(at / per_word).unwrap_or(usize::MAX);
+            let range = begin..begin.saturating_add(usize::try_from(words).unwrap_or(usize::MAX));
+            if let Some(whole) = block.as_chunks_mut::<8>().0.get_mut(range) {
+                whole.fill(pattern);
+            }
+            at += words * per_word;
+        } else {
+            let _ = order.set_at(block, usize::try_from(at).unwrap_or(usize::MAX), count);
+            at += 1;
+        }
     }
 }
