@@ -30,7 +30,9 @@ const FILES = new Set(['file', 'host_device', 'host_cdrom'])
 const NULLS = new Set(['null-co', 'null-aio'])
 /** What says how an image is opened and changes no byte of it. */
 const HARMLESS =
-  /^(node-name|read-only|auto-read-only|force-share|discard|detect-zeroes|cache(\.|$)|aio|aio-max-batch|locking|drop-cache|x-check-cache-dropped|pr-manager|latency-ns|read-zeroes|lazy-refcounts|pass-discard-[a-z]+|discard-no-unref|overlap-check(\.|$)|(l2-cache-entry|l2-cache|refcount-cache|cache)-size|cache-clean-interval)/
+  /^(node-name|read-only|auto-read-only|force-share|discard|detect-zeroes|cache\.(direct|no-flush|writeback)|cache|aio|aio-max-batch|locking|drop-cache|x-check-cache-dropped|pr-manager|latency-ns|read-zeroes|lazy-refcounts|pass-discard-(request|snapshot|other)|discard-no-unref|overlap-check(\..+)?|(l2-cache-entry|l2-cache|refcount-cache|cache)-size|cache-clean-interval)$/
+/** Those that are either on or off. */
+const SWITCHES = new Set(['read-only', 'auto-read-only', 'force-share'])
 
 /** Understands `--image-opts`. */
 export function fromOptions(text: string): Described {
@@ -149,6 +151,7 @@ function named(filename: string): Described {
 function windowOf(below: Described, offset: Node[string] | undefined, size: Node[string] | undefined): Described {
   if (offset === undefined && size === undefined) return below
   if (below.path === '') throw new DescriptionFault('Only a part of a file can be an image')
+  if (size !== undefined && sizeOf('size', size) % 512n !== 0n) throw new DescriptionFault('Specified size is not multiple of 512')
   const source = {
     path: below.path,
     ...(offset === undefined ? {} : { offset: sizeOf('offset', offset) }),
@@ -164,6 +167,10 @@ function sizeOf(key: string, value: Node[string] | undefined): bigint {
 }
 
 function refuseUnknown(others: Node, text: string): void {
-  const key = Object.keys(others).find((each) => !HARMLESS.test(each))
-  if (key !== undefined) throw new DescriptionFault(`${text} '${key}'`)
+  for (const [key, value] of Object.entries(others)) {
+    const inner = key === 'cache' && typeof value === 'object' && value !== null ? Object.keys(value).map((each) => `cache.${each}`) : [key]
+    const unknown = inner.find((each) => !HARMLESS.test(each))
+    if (unknown !== undefined) throw new DescriptionFault(`${text} '${unknown}'`)
+    if (SWITCHES.has(key) && !/^(on|yes|true|y|off|no|false|n)$/.test(String(value))) throw new DescriptionFault(`Parameter '${key}' expects 'on' or 'off'`)
+  }
 }
