@@ -64,6 +64,12 @@ const LINES = [
   'bitmap --add --image-opts driver=qcow2,file.filename=over.q b',
   'resize --image-opts driver=qcow2,file.filename=over.q +1M',
   'amend -o lazy_refcounts=on --image-opts driver=qcow2,file.filename=over.q',
+  'resize --image-opts driver=qcow2,read-only=on,file.filename=over.q +1M',
+  'snapshot -c three --image-opts driver=qcow2,read-only=on,file.filename=over.q',
+  'check -r all --image-opts driver=qcow2,read-only=on,file.filename=over.q',
+  'amend -o lazy_refcounts=on --image-opts driver=qcow2,read-only=on,file.filename=over.q',
+  'bitmap --add --image-opts driver=qcow2,read-only=on,file.filename=over.q c',
+  'commit --image-opts driver=qcow2,read-only=on,file.filename=over.q',
   'commit --image-opts driver=qcow2,file.filename=over.q',
 ]
 
@@ -110,6 +116,8 @@ test('descriptions that mean harm are refused in words', async (t) => {
     ['json:{"__proto__":{"driver":"qcow2"},"driver":"qcow2","file.filename":"src.q"}'],
     ['json:{"driver":"raw","offset":99999999999999999999,"file.filename":"two.raw"}'],
     ['json:{"driver":"null-co","size":"-1"}'],
+    // Two windows, one in the other: the inner one must not be forgotten.
+    ['json:{"driver":"raw","offset":512,"file":{"driver":"raw","offset":1024,"file.filename":"two.raw"}}'],
     ['--image-opts', `${'a.'.repeat(10_000)}b=1`],
   ]) {
     const { code, stderr } = await answer('qemu-img', ['info', ...words], { cwd: ours, ours: true })

@@ -11,6 +11,7 @@ import {
   type OpenedName,
   openRefusal,
   plainName,
+  refuseReadOnly,
   refuseSpecial,
 } from './names.js'
 import { type CreateValues, isTargetFormat, readCreateValues } from './options.js'
@@ -62,6 +63,7 @@ export async function runConversion(program: Program, asked: Conversion, line: P
   if (asked.targetImageOpts) {
     const target = imageName(asked.target, true)
     if (target.path === '') throw notYet('Targets that are no files')
+    refuseReadOnly(target)
     asked.targetFormat = await formatOf(target, undefined, program.signal)
   }
   const scratch = new Scratch(program.signal)

@@ -13,6 +13,8 @@ export interface Described {
   path: string
   /** Said; otherwise it is looked for. */
   format?: Format
+  /** It may not be written. */
+  readOnly?: true
 }
 
 /** Why a description leads to nothing, as it stands behind `Could not open '…': `. */
@@ -38,7 +40,7 @@ const SWITCHES = new Set(['read-only', 'auto-read-only', 'force-share'])
 export function fromOptions(text: string): Described {
   const node: Node = {}
   for (const { key, value } of splitList(text)) put(node, key, value ?? 'on')
-  return resolve(node)
+  return guarded(node)
 }
 
 /** Understands what follows `json:`. */
@@ -52,7 +54,7 @@ export function fromJson(text: string): Described {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new DescriptionFault('Invalid JSON object given')
   const node: Node = {}
   flatten(value as Record<string, unknown>, '', node, 0)
-  return resolve(node)
+  return guarded(node)
 }
 
 /** Texts in single quotes, which QEMU takes too, as JSON has them. */
@@ -84,6 +86,20 @@ function put(node: Node, key: string, value: string | null): void {
     at = next
   }
   Object.defineProperty(at, parts.at(-1) ?? '', { value, enumerable: true, configurable: true, writable: true })
+}
+
+/** The image, and whether it, or the file that it lies in, may be written. */
+function guarded(node: Node): Described {
+  const described = resolve(node)
+  const file = typeof node.file === 'object' && node.file !== null ? node.file : {}
+  const readOnly = [node, file].some((each) => isOn(each['read-only']))
+  return readOnly ? { ...described, readOnly } : described
+}
+
+function isOn(value: Node[string] | undefined): boolean {
+  if (value === undefined || value === 'off' || value === 'no' || value === 'false' || value === 'n') return false
+  if (value === 'on' || value === 'yes' || value === 'true' || value === 'y') return true
+  throw new DescriptionFault("Parameter 'read-only' expects 'on' or 'off'")
 }
 
 /** An image: a format over a file, or a file by itself. */
@@ -150,7 +166,8 @@ function named(filename: string): Described {
 /** A part of a file. */
 function windowOf(below: Described, offset: Node[string] | undefined, size: Node[string] | undefined): Described {
   if (offset === undefined && size === undefined) return below
-  if (below.path === '') throw new DescriptionFault('Only a part of a file can be an image')
+  // The library takes one window: of two, the inner one would be forgotten.
+  if (typeof below.source !== 'string') throw new DescriptionFault('Only a part of a file can be an image')
   if (size !== undefined && sizeOf('size', size) % 512n !== 0n) throw new DescriptionFault('Specified size is not multiple of 512')
   const source = {
     path: below.path,
@@ -171,6 +188,7 @@ function refuseUnknown(others: Node, text: string): void {
     const inner = key === 'cache' && typeof value === 'object' && value !== null ? Object.keys(value).map((each) => `cache.${each}`) : [key]
     const unknown = inner.find((each) => !HARMLESS.test(each))
     if (unknown !== undefined) throw new DescriptionFault(`${text} '${unknown}'`)
-    if (SWITCHES.has(key) && !/^(on|yes|true|y|off|no|false|n)$/.test(String(value))) throw new DescriptionFault(`Parameter '${key}' expects 'on' or 'off'`)
+    if (SWITCHES.has(key) && !/^(on|yes|true|y|off|no|false|n)$/.test(String(value)))
+      throw new DescriptionFault(`Parameter '${key}' expects 'on' or 'off'`)
   }
 }

@@ -19,6 +19,8 @@ export interface ImageName {
   source: Source
   /** Its format, if a description says it. */
   format?: Format
+  /** A description says that it may not be written. */
+  readOnly?: true
 }
 
 /** Which files that an image names are opened. */
@@ -71,6 +73,11 @@ export async function formatOf(name: ImageName, given: string | undefined, signa
   } catch (error) {
     throw openRefusal(error, name)
   }
+}
+
+/** What a description keeps from being written is not. */
+export function refuseReadOnly({ given, readOnly }: ImageName): void {
+  if (readOnly) throw cannotOpen(given, 'Block node is read-only')
 }
 
 /** Pipes and other devices are refused before anything waits for them. */

@@ -1,5 +1,5 @@
 /** `--object`: secrets are understood and kept by their id, for what is encrypted; other objects are of no use to an image. */
-import { readFileSync } from 'node:fs'
+import { accessSync, constants } from 'node:fs'
 import { splitList } from './options.js'
 import { Refusal } from './refusal.js'
 
@@ -43,6 +43,7 @@ function fromJson(definition: string): Map<string, string> {
   } catch {
     throw new Refusal('JSON parse error, invalid syntax')
   }
+  if (typeof object !== 'object' || object === null || Array.isArray(object)) throw new Refusal('Invalid JSON object given')
   return new Map(Object.entries(object as Record<string, unknown>).map(([key, value]) => [key, String(value)]))
 }
 
@@ -56,7 +57,8 @@ function readSecret(id: string, values: ReadonlyMap<string, string>): void {
   if (data === undefined && file === undefined) throw new Refusal("Either 'file' or 'data' must be provided")
   if (file !== undefined) {
     try {
-      readFileSync(file)
+      // Not read here: it may be a pipe, which can be read once.
+      accessSync(file, constants.R_OK)
     } catch (error) {
       const text = (error as NodeJS.ErrnoException).code === 'EACCES' ? 'Permission denied' : 'No such file or directory'
       throw new Refusal(`Unable to read ${file}: Failed to open file “${file}”: ${text}`)

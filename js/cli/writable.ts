@@ -1,6 +1,6 @@
 /** Opening an image that a command changes. */
 import { type Disk, library } from './library.js'
-import { formatOf, type GatePolicy, gateOptions, type ImageName, openRefusal } from './names.js'
+import { formatOf, type GatePolicy, gateOptions, type ImageName, openRefusal, refuseReadOnly } from './names.js'
 import { printError } from './output.js'
 import type { Program } from './program.js'
 import { systemText } from './texts.js'
@@ -8,6 +8,7 @@ import { systemText } from './texts.js'
 /** Opens an image for writing, as qemu-img does before it changes one in place. */
 export async function openWritable(program: Program, name: ImageName, format: string | undefined, policy: GatePolicy): Promise<Disk> {
   const { signal } = program
+  refuseReadOnly(name)
   const kind = await formatOf(name, format, signal)
   if (format === undefined && kind === 'raw') warnOfGuess(name)
   try {

@@ -2,7 +2,18 @@
 import { type CommandHelp, ROWS } from '../help.js'
 import { formatJson } from '../json.js'
 import { type BenchOptions, type BenchResult, type Format, library, type Progress } from '../library.js'
-import { blame, cannotOpen, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
+import {
+  blame,
+  cannotOpen,
+  formatOf,
+  type GatePolicy,
+  gateOptions,
+  gatePolicy,
+  type ImageName,
+  imageName,
+  openRefusal,
+  refuseReadOnly,
+} from '../names.js'
 import { integerArgument, sizeArgument } from '../numbers.js'
 import { isTargetFormat } from '../options.js'
 import type { Program } from '../program.js'
@@ -100,6 +111,7 @@ export async function bench(program: Program, words: readonly string[]): Promise
   if (flushInterval > 0n && flushInterval < depth) throw new Refusal("Flush interval can't be smaller than depth")
   refuseBoth(imageOpts, format)
   const name = imageName(file, imageOpts)
+  if (settings.write) refuseReadOnly(name)
   const kind = await formatFor(program, name, format, policy, settings)
   const announce = (): void => {
     if (form === 'human') program.out.print(announcement(settings))

@@ -5,7 +5,7 @@ import { type CommandHelp, ROWS } from '../help.js'
 import { percent } from '../human.js'
 import { formatJson } from '../json.js'
 import { type CacheMode, type CheckOptions, type CheckResult, type Finding, library } from '../library.js'
-import { cannotOpen, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
+import { cannotOpen, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal, refuseReadOnly } from '../names.js'
 import { printError } from '../output.js'
 import { complain, type Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
@@ -62,6 +62,7 @@ export async function check(program: Program, words: readonly string[]): Promise
   if (!isCacheMode(cache)) throw new Refusal(`Invalid source cache option: ${cache}`)
   refuseBoth(imageOpts, format)
   const name = imageName(file, imageOpts)
+  if (repair !== undefined) refuseReadOnly(name)
   if (repair !== undefined && forceShare) throw cannotOpen(name.given, 'force-share=on can only be used with read-only images')
   const kind = await formatOf(name, format, program.signal)
   if (repair !== undefined && format === undefined && kind === 'raw') warnOfGuess(name)

@@ -2,7 +2,7 @@
 import { type CommandHelp, ROWS } from '../help.js'
 import { formatJson } from '../json.js'
 import { type CommitResult, library, type Qcow2Error } from '../library.js'
-import { blame, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
+import { blame, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal, refuseReadOnly } from '../names.js'
 import { sizeArgument } from '../numbers.js'
 import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
@@ -63,6 +63,7 @@ export async function commit(program: Program, words: readonly string[]): Promis
   refuseBoth(imageOpts, format)
   if (!isCacheMode(cache)) throw new Refusal(`Invalid cache option: ${cache}`)
   const name = imageName(file, imageOpts)
+  refuseReadOnly(name)
   const kind = await formatOf(name, format, program.signal)
   if (format === undefined && kind === 'raw') warnOfGuess(name)
   const line = new ProgressLine(program, progress && !quiet, 1)

@@ -68,7 +68,7 @@ async function readImages(
     if (seen.has(next.file)) throw new Refusal(`Backing file '${next.file}' creates an infinite loop.`)
     seen.add(next.file)
     const facts = await readFacts(program, name, next.format, forceShare)
-    images.push({ name: name.path, facts })
+    images.push({ name: name.path === '' ? name.given : name.path, facts })
     const below = facts.fullBackingFile
     if (chain && below !== undefined) refuseOutside(policy, name.path, below)
     next = chain && below !== undefined ? { file: below, format: facts.backingFormat } : undefined

@@ -2,7 +2,7 @@
 import { type CommandHelp, ROWS } from '../help.js'
 import { formatJson } from '../json.js'
 import { type Format, library, type Qcow2Error, type RebaseResult } from '../library.js'
-import { formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
+import { formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal, refuseReadOnly } from '../names.js'
 import { isTargetFormat } from '../options.js'
 import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
@@ -77,6 +77,7 @@ export async function rebase(program: Program, words: readonly string[]): Promis
   if (!isCacheMode(caches.t)) throw new Refusal(`Invalid cache option: ${caches.t}`)
   if (!isCacheMode(caches.T)) throw new Refusal(`Invalid source cache option: ${caches.T}`)
   const name = imageName(file, imageOpts)
+  refuseReadOnly(name)
   const kind = await formatOf(name, format, program.signal)
   if (format === undefined && kind === 'raw') warnOfGuess(name)
   const line = new ProgressLine(program, progress && !quiet, 1)

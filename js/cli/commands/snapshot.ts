@@ -4,7 +4,7 @@ import { type CommandHelp, ROWS } from '../help.js'
 import { describeSnapshot } from '../image-json.js'
 import { formatJson, type JsonObject } from '../json.js'
 import { type Disk, library } from '../library.js'
-import { cannotOpen, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
+import { cannotOpen, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal, refuseReadOnly } from '../names.js'
 import type { Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
 import { snapshotTable } from '../snapshot-table.js'
@@ -66,6 +66,7 @@ export async function snapshot(program: Program, words: readonly string[]): Prom
   const file = oneFile(operands)
   refuseBoth(imageOpts, format)
   const name = imageName(file, imageOpts)
+  if (action !== undefined && action !== 'l') refuseReadOnly(name)
   const asked = { name, format, policy }
   const facts =
     action === undefined || action === 'l' ? await list(program, asked, forceShare, form) : await change(program, asked, action, which, forceShare)
