@@ -82,7 +82,7 @@ const convertSpec = {
   level: 9,
   sparseSize: 4096,
   threads: 2,
-  targetIsZero: false,
+  targetIsZero: false, salvage: false,
 }
 const target = (path) => ({ path, overwrite: true, durable: false, inPlace: false })
 
