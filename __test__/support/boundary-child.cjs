@@ -82,7 +82,8 @@ const convertSpec = {
   level: 9,
   sparseSize: 4096,
   threads: 2,
-  targetIsZero: false, salvage: false,
+  targetIsZero: false,
+  salvage: false,
 }
 const target = (path) => ({ path, overwrite: true, durable: false, inPlace: false })
 
