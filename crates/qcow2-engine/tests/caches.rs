@@ -7,12 +7,14 @@
     reason = "a test fails by panicking, and its numbers are small"
 )]
 
-use std::path::PathBuf;
+mod support;
+
 use std::sync::Arc;
 
 use qcow2_engine::storage::{AllowSpecial, CacheMode, FileStorage, OpenMode, Storage};
 use qcow2_engine::{CreateOptions, Disk, DiskOptions, JobContext, Layer, LayerOptions, Target, create};
 use qcow2_format::{GuestOffset, HostOffset};
+use support::{Folder, Random};
 
 const MODES: [CacheMode; 5] = [
     CacheMode::Writeback,
@@ -21,22 +23,6 @@ const MODES: [CacheMode; 5] = [
     CacheMode::Directsync,
     CacheMode::Unsafe,
 ];
-
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("qcow2-caches-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn open(path: &std::path::Path, cache: CacheMode) -> Option<FileStorage> {
     let mode = OpenMode {
@@ -51,27 +37,15 @@ fn open(path: &std::path::Path, cache: CacheMode) -> Option<FileStorage> {
     }
 }
 
-/// A small generator: the same numbers every time.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % most
-    }
-}
-
 #[test]
 fn every_mode_reads_and_writes_any_place_and_length_as_a_flat_file_does() {
-    let folder = Folder::new("flat");
+    let folder = Folder::new();
     for mode in MODES {
-        let path = folder.0.join(format!("{mode:?}"));
+        let path = folder.path(&format!("{mode:?}"));
         std::fs::write(&path, []).unwrap();
         let Some(storage) = open(&path, mode) else { continue };
         let mut model: Vec<u8> = Vec::new();
-        let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+        let mut numbers = Random::new(1);
         for round in 0..300u64 {
             let offset = numbers.below(3 << 20) as usize;
             let longest = [600, 9000, 2_500_000][numbers.below(3) as usize];
@@ -110,8 +84,8 @@ fn every_mode_reads_and_writes_any_place_and_length_as_a_flat_file_does() {
 
 #[test]
 fn neighbours_in_one_block_do_not_undo_each_other() {
-    let folder = Folder::new("neighbours");
-    let path = folder.0.join("file");
+    let folder = Folder::new();
+    let path = folder.path("file");
     std::fs::write(&path, vec![0; 64 << 10]).unwrap();
     let Some(storage) = open(&path, CacheMode::None) else {
         return;
@@ -134,14 +108,42 @@ fn neighbours_in_one_block_do_not_undo_each_other() {
 }
 
 #[test]
+fn space_that_is_set_aside_is_not_cut_off_by_who_writes_a_part_of_the_last_block() {
+    // Who writes a part of the last block makes the file longer by a whole one, and then gives it back the length that it had.
+    let folder = Folder::new();
+    let path = folder.path("file");
+    std::fs::write(&path, [1; 1000]).unwrap();
+    let Some(storage) = open(&path, CacheMode::None) else {
+        return;
+    };
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for round in 0..400u32 {
+                let end = storage.length().unwrap();
+                storage.write_at(HostOffset(end - 100), &[round as u8; 50]).unwrap();
+            }
+        });
+        let mut length = 1000;
+        while !writer.is_finished() {
+            length += 1000;
+            if !storage.allocate(HostOffset(length - 1000), 1000).unwrap() {
+                break;
+            }
+            let there = storage.length().unwrap();
+            assert!(there >= length, "{there} of {length}");
+        }
+    });
+}
+
+#[test]
 fn a_disk_that_writes_through_has_its_metadata_in_the_file_when_a_write_returns() {
-    let folder = Folder::new("through");
+    let folder = Folder::new();
     for (mode, there) in [
         (CacheMode::Writethrough, true),
         (CacheMode::Directsync, true),
         (CacheMode::Writeback, false),
     ] {
-        let path = folder.0.join(format!("{mode:?}.qcow2"));
+        let path = folder.path(&format!("{mode:?}.qcow2"));
         let target = Target::Path {
             path: path.clone(),
             overwrite: false,
@@ -161,7 +163,7 @@ fn a_disk_that_writes_through_has_its_metadata_in_the_file_when_a_write_returns(
         let disk = Disk::open(vec![layer], DiskOptions::default()).unwrap();
         disk.write(GuestOffset(70_000), &[7; 1000]).unwrap();
         // Whoever looks now sees what a kill would leave.
-        let copy = folder.0.join("copy.qcow2");
+        let copy = folder.path("copy.qcow2");
         std::fs::copy(&path, &copy).unwrap();
         disk.poison();
         drop(disk);

@@ -252,7 +252,11 @@ impl Storage for FileStorage {
         if self.device {
             return Ok(false);
         }
-        system::allocate(&self.file, offset, length)
+        let allocate = || system::allocate(&self.file, offset, length);
+        // Who writes a part of the last block sets the length that was there before: not what has become longer since.
+        self.blocks
+            .as_ref()
+            .map_or_else(allocate, |blocks| blocks.alone(allocate))
     }
 
     fn expect(&self, offset: HostOffset, length: u64) {
