@@ -124,8 +124,6 @@ pub fn repair(
     let mut earlier = RepairReport::default();
     if options.mode == RepairMode::All {
         entries::zero_clusters(storage, &options, &before, context, &mut earlier)?;
-    }
-    if options.mode == RepairMode::All {
         snapshots::table(storage, &options, &before, &mut earlier)?;
     }
     let mut report = repair_locked(storage, &options, context)?;

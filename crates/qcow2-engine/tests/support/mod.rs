@@ -13,6 +13,7 @@
 
 pub mod bed;
 pub mod bytes;
+pub mod damages;
 pub mod dirty;
 pub mod overlays;
 
