@@ -61,6 +61,7 @@ const LINES = `
   -n -O qcow2 src.q ext.q
   -n -O qcow2 src.q df.q
   -n -O qcow2 src.q nope.q
+  -n -O qcow2 src.q df.raw
   -n --target-is-zero -O qcow2 src.q v2.q
   -n --target-is-zero -O qcow2 src.q over.q
   -n -O qcow2 -S 0 src.q dst.q

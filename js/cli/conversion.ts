@@ -269,7 +269,7 @@ async function blameBacking({ backing, backingFormat, source }: ConvertOptions, 
 }
 
 /** What went wrong although every source can be opened: reading, or the target. */
-function wordFailure(error: unknown, { target, noCreate }: Conversion, format: Format): unknown {
+function wordFailure(error: unknown, { target, noCreate, targetImageOpts }: Conversion, format: Format): unknown {
   const { Qcow2Error } = library()
   if (!(error instanceof Qcow2Error)) return error
   const code = error.code.replace('ERR_QCOW2_', '')
@@ -279,6 +279,7 @@ function wordFailure(error: unknown, { target, noCreate }: Conversion, format: F
     return new Refusal(`error while reading at byte ${error.details.guest ?? 0}: ${systemText(error)}`, isSystemError(error) ? {} : { hint })
   }
   if (isSystemError(error) && !isCreation(error)) return new Refusal(`error while writing at byte ${error.offset ?? 0}: ${systemText(error)}`)
+  if (noCreate && format === 'qcow2') return openRefusal(error, imageName(target, targetImageOpts))
   const fault = targetFault(error, target, format)
   if (!(fault instanceof Refusal)) return fault
   if (noCreate) return cannotOpen(target, fault.message.replace('Could not create', 'Could not open'), fault.hint)

@@ -2,7 +2,7 @@
 import { type CommandHelp, ROWS } from '../help.js'
 import { formatJson } from '../json.js'
 import { type AmendOptions, library } from '../library.js'
-import { type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal } from '../names.js'
+import { formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal, refuseReadOnly } from '../names.js'
 import { amendHelp, asksForHelp, type CreateValues, isOn, isTargetFormat, joinLists, readAmendValues } from '../options.js'
 import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
@@ -62,13 +62,8 @@ export async function amend(program: Program, words: readonly string[]): Promise
   const line = new ProgressLine(program, progress && !quiet, 1)
   try {
     const name = imageName(file, imageOpts)
-    // As qemu-img: what is wrong with the image is told before what is wrong with the list.
-    const disk = await openWritable(program, name, format, policy)
-    const kind = disk.format
-    await disk.close()
-    if (asksForHelp(list)) return help(program, kind)
-    if (kind !== 'qcow2') throw new Refusal(`Format driver '${kind}' does not support option amendment`)
-    const options = optionsOf(await withoutUnchanged(program, name, readAmendValues(list)))
+    const options = await wished(program, name, list, format, policy)
+    if (options === 'help') return 0
     line.start()
     const virtualSize = await run(program, name, { ...options, ...gateOptions(policy, cache) }, line)
     line.finish(true)
@@ -77,6 +72,28 @@ export async function amend(program: Program, words: readonly string[]): Promise
     line.end()
   }
   return 0
+}
+
+/** What is asked for. As with qemu-img, what is wrong with the image is told before what is wrong with the list, so only then it is opened twice. */
+async function wished(
+  program: Program,
+  name: ImageName,
+  list: string,
+  format: string | undefined,
+  policy: GatePolicy,
+): Promise<AmendOptions | 'help'> {
+  refuseReadOnly(name)
+  const kind = await formatOf(name, format, program.signal)
+  try {
+    if (kind !== 'qcow2' && !asksForHelp(list)) throw new Refusal(`Format driver '${kind}' does not support option amendment`)
+    if (!asksForHelp(list)) return optionsOf(await withoutUnchanged(program, name, readAmendValues(list)))
+  } catch (error) {
+    await (await openWritable(program, name, format, policy)).close()
+    throw error
+  }
+  await (await openWritable(program, name, format, policy)).close()
+  help(program, kind)
+  return 'help'
 }
 
 function help(program: Program, format: string): number {
