@@ -282,6 +282,35 @@ export interface CreateSpec {
   extentSizeHint?: bigint
 }
 
+/** Makes the digest of a disk, whose handle stays open. Reports progress; completes with the digest. */
+export declare function digest(id: CallId, chain: Handle, options: DigestSpec): void
+
+/** A digest. Hashes come as words in memory order: their bytes are those of the array's buffer. */
+export interface DigestFacts {
+  /** Length of the disk in bytes. */
+  virtualSize: bigint
+  /** The digest itself. */
+  root: BigUint64Array
+  /** How many blocks there are. */
+  blocks: bigint
+  /** How many of them are zeros. */
+  zeroBlocks: bigint
+  /** Of each run of leaves, how many blocks are zeros and how many hashes follow. */
+  runs?: BigUint64Array
+  /** Those hashes. */
+  hashes?: BigUint64Array
+}
+
+/** How a digest is made. */
+export interface DigestSpec {
+  /** `blake3` or `sha256`. */
+  algorithm: string
+  /** Length of a block in bytes. */
+  blockSize: number
+  /** Keep the leaves, in at most so many bytes. */
+  leaves?: bigint
+}
+
 /** Gives the space of a range back. */
 export declare function discard(id: CallId, disk: Handle, position: bigint, length: bigint): void
 
@@ -770,6 +799,44 @@ export interface TargetSpec {
  * `read` goes on from there. -1: the handle is not of an open disk, or the target does not reach that far.
  */
 export declare function tryRead(chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): number
+
+/**
+ * Verifies a disk, whose handle stays open, against a root, or against the leaves `runs` and `hashes` (as [`DigestFacts`] has them) that must
+ * make that root. Reports progress; completes with the answer.
+ */
+export declare function verify(id: CallId, chain: Handle, root: Uint8Array, runs: Uint8Array, hashes: Uint8Array, options: VerifySpec): void
+
+/** The answer of a verification. */
+export interface VerifyFacts {
+  /** Nothing differs of what was wanted. */
+  identical: boolean
+  /** Length of the disk in bytes. */
+  virtualSize: bigint
+  /** Bytes that were compared. */
+  checked: bigint
+  /** Blocks that differ. */
+  differentBlocks: bigint
+  /** Where they are: begin and end of each range, in bytes. */
+  different: BigUint64Array
+  /** Ranges that are not listed. */
+  omitted: bigint
+}
+
+/** What a disk is verified against, beside the bytes. */
+export interface VerifySpec {
+  /** `blake3` or `sha256`. */
+  algorithm: string
+  /** Length of a block in bytes. */
+  blockSize: number
+  /** Length of the expected disk in bytes, if there are leaves. */
+  virtualSize?: bigint
+  /** First byte that is wanted; all are, if there is none. */
+  start?: bigint
+  /** The byte behind the last that is wanted. */
+  end?: bigint
+  /** Most ranges that are listed. */
+  maxRanges: number
+}
 
 /** Writes `length` bytes from `offset` of `source` on to a guest offset, given as two 32-bit halves. Completes with `length`. */
 export declare function write(id: CallId, disk: Handle, source: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void

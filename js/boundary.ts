@@ -296,6 +296,38 @@ export interface MeasureFacts {
   bitmaps?: bigint
 }
 
+/** A digest. The bytes of hashes are those of the arrays. */
+export interface DigestFacts {
+  virtualSize: bigint
+  root: BigUint64Array
+  blocks: bigint
+  zeroBlocks: bigint
+  /** Of each run of leaves, how many blocks are zeros and how many hashes follow. */
+  runs?: BigUint64Array
+  hashes?: BigUint64Array
+}
+
+/** What a disk is verified against, beside the bytes. */
+export interface VerifySpec {
+  algorithm: string
+  blockSize: number
+  virtualSize?: bigint
+  start?: bigint
+  end?: bigint
+  maxRanges: number
+}
+
+/** The answer of a verification. */
+export interface VerifyFacts {
+  identical: boolean
+  virtualSize: bigint
+  checked: bigint
+  differentBlocks: bigint
+  /** Begin and end of each range. */
+  different: BigUint64Array
+  omitted: bigint
+}
+
 /** The addon. Asynchronous functions take the call's number first and answer through the callback that `start` was given. */
 export interface Addon {
   memoryCreate(bytes?: Uint8Array): Handle
@@ -335,6 +367,8 @@ export interface Addon {
   create(id: number, target: TargetSpec, options: CreateSpec): void
   convert(id: number, sources: Handle[], target: TargetSpec, options: ConvertSpec): void
   compare(id: number, a: Handle, b: Handle, options: { strict: boolean }): void
+  digest(id: number, chain: Handle, options: { algorithm: string; blockSize: number; leaves?: bigint }): void
+  verify(id: number, chain: Handle, root: Uint8Array, runs: Uint8Array, hashes: Uint8Array, options: VerifySpec): void
   rebase(
     id: number,
     disk: Handle,

@@ -22,12 +22,14 @@ export const COMMANDS: readonly (readonly [string, string])[] = [
   ['completion', 'print what makes a shell complete these commands'],
   ['create', 'make a new image'],
   ['dd', 'copy blocks of an image to a new image'],
+  ['digest', 'print a hash of what an image holds, the same for every representation'],
   ['info', 'show facts about an image'],
   ['map', 'show where the bytes of an image are'],
   ['measure', 'calculate the file size that a new image will need'],
   ['resize', 'give the disk of an image another size'],
   ['rebase', 'give an overlay another backing file'],
   ['snapshot', 'list, make, apply and delete internal snapshots'],
+  ['verify', 'tell whether an image holds what a digest was made of, and where not'],
 ]
 
 /** The help of the program. */

@@ -16,6 +16,9 @@ export type {
   ConvertOptions,
   ConvertResult,
   CreateOptions,
+  DigestAlgorithm,
+  DigestManifest,
+  DigestResult,
   Disk,
   Finding,
   Format,
@@ -32,6 +35,7 @@ export type {
   Run,
   SnapshotInfo,
   Source,
+  VerifyResult,
 } from '../index.js'
 
 /** Everything that the package exports. */

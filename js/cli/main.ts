@@ -22,12 +22,14 @@ const COMMANDS: Readonly<Record<string, () => Command>> = {
   convert: () => (require('./commands/convert.js') as typeof import('./commands/convert.js')).convert,
   create: () => (require('./commands/create.js') as typeof import('./commands/create.js')).create,
   dd: () => (require('./commands/dd.js') as typeof import('./commands/dd.js')).dd,
+  digest: () => (require('./commands/digest.js') as typeof import('./commands/digest.js')).digest,
   info: () => (require('./commands/info.js') as typeof import('./commands/info.js')).info,
   map: () => (require('./commands/map.js') as typeof import('./commands/map.js')).map,
   measure: () => (require('./commands/measure.js') as typeof import('./commands/measure.js')).measure,
   rebase: () => (require('./commands/rebase.js') as typeof import('./commands/rebase.js')).rebase,
   resize: () => (require('./commands/resize.js') as typeof import('./commands/resize.js')).resize,
   snapshot: () => (require('./commands/snapshot.js') as typeof import('./commands/snapshot.js')).snapshot,
+  verify: () => (require('./commands/verify.js') as typeof import('./commands/verify.js')).verify,
 }
 
 const PROGRAM_GRAMMAR = grammar('hV', 'T', 'help=h version=V trace:=T', { stopAtOperand: true })

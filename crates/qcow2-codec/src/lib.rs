@@ -1,4 +1,4 @@
-//! Bytes to bytes: the compressed clusters of an image, and the all-zero test.
+//! Bytes to bytes: the compressed clusters of an image, the all-zero test, and hashes.
 //!
 //! This crate knows nothing of qcow2. It turns one cluster's compressed bytes into exactly one cluster
 //! ([`Decoder`]), one cluster into fewer bytes ([`Encoder`]), and says whether a cluster is nothing but zeros
@@ -14,6 +14,7 @@ mod decoder;
 mod deflate;
 mod encoder;
 mod error;
+mod hash;
 mod lz4;
 mod scratch;
 mod zero;
@@ -22,6 +23,7 @@ mod zstd;
 pub use decoder::Decoder;
 pub use encoder::{Encoder, level_range};
 pub use error::CodecError;
+pub use hash::{Hash, HashAlgorithm, Hasher};
 pub use zero::{first_nonzero, is_zero, zero_prefix};
 
 /// Which compression a cluster uses. (The numbers that stand for them in a file are no business of this crate.)

@@ -14,6 +14,7 @@ mod compare;
 mod convert;
 mod create;
 mod crew;
+mod digest;
 mod disk;
 mod error;
 mod layer;
@@ -43,6 +44,10 @@ pub use commit::{CommitOptions, CommitReport, commit};
 pub use compare::{CompareOptions, Comparison, Difference, compare};
 pub use convert::{ConvertOptions, ConvertReport, LostRange, MAX_SPARSE_SIZE, MAX_THREADS, convert};
 pub use create::{CREATE_REFUSALS, CreateOptions, CreateReport, NewDataFile, create};
+pub use digest::{
+    Digest, DigestManifest, DigestOptions, DigestShape, Expectation, LeafRun, Leaves, MAX_BLOCK, MIN_BLOCK,
+    Verification, VerifyOptions, digest, verify,
+};
 #[cfg(any(test, feature = "testing"))]
 pub use disk::weaken::Weaken;
 pub use disk::{
@@ -55,6 +60,7 @@ pub use measure::{MeasureSource, MeasureTarget, Measurement, measure};
 pub use notice::Notice;
 pub use panics::guard;
 pub use progress::{JobContext, Progress, ProgressReport};
+pub use qcow2_codec::{Hash, HashAlgorithm};
 pub use rebase::{RebaseOptions, RebaseReport, rebase};
 pub use repair::{RepairMode, RepairOptions, RepairReport, repair};
 pub use run::{Run, RunKind};

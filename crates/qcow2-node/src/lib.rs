@@ -21,6 +21,7 @@ mod commit;
 mod compare;
 mod convert;
 mod create;
+mod digest;
 mod disk;
 mod error;
 mod handles;
