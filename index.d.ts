@@ -29,6 +29,12 @@ export interface AmendSpec {
 }
 
 /**
+ * Makes the next call that comes to a stage panic there: `entry`, `call`, `work`, `progress` or `completion`; with anything else, none.
+ * Returns whether one that was armed before is still to come.
+ */
+export declare function armPanic(stage: string): boolean
+
+/**
  * Attaches the external data file of a layer, which nobody else may be using. Failing closes the layer. Completes with the file's
  * identity.
  */

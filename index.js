@@ -836,6 +836,7 @@ function __napiStampBindingTarget(exportsObject, target) {
 module.exports.__napiBindingTarget = __napiStampBindingTarget(nativeBinding, __napiLoadedBindingTarget)
 module.exports = nativeBinding
 module.exports.amend = nativeBinding.amend
+module.exports.armPanic = nativeBinding.armPanic
 module.exports.attachDataFile = nativeBinding.attachDataFile
 module.exports.bitmapAdd = nativeBinding.bitmapAdd
 module.exports.bitmapClear = nativeBinding.bitmapClear

@@ -2,7 +2,7 @@
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::{AmendOptions, Error, guard};
+use qcow2_engine::{AmendOptions, Error};
 use qcow2_format::Version;
 
 use crate::call::accept;
@@ -54,12 +54,7 @@ pub fn amend(env: Env, id: CallId, disk: Handle, options: AmendSpec) -> napi::Re
             size: unsigned("size", options.size.as_ref())?,
         };
         call.run(Lane::Long, move |job| {
-            let outcome = guard(|| disk.amend(&options, job));
-            if let Err(Error::Internal { .. }) = &outcome {
-                // A panic in the middle of a change: what is in memory may be half of it.
-                disk.poison();
-            }
-            outcome?;
+            disk.amend(&options, job)?;
             virtual_size(&disk)
         })
     })

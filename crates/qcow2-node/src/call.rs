@@ -13,6 +13,7 @@ use crate::instance::{Cancellable, Instance, JobWork};
 use crate::outbox::{CallId, Done, Outbox, Outcome};
 use crate::pool::{self, Lane};
 use crate::raw::ReadTarget;
+use crate::testing::{self, Stage};
 use crate::turnstile::Turn;
 
 /// A call that was accepted: it ends in exactly one completion, whatever happens.
@@ -20,6 +21,8 @@ pub(crate) struct Call {
     instance: Rc<Instance>,
     id: CallId,
     uses: Vec<Handle>,
+    /// Disks that are written. A panic in the call's work poisons them: what they have in memory may be half of a change.
+    disks: Vec<Arc<Disk>>,
 }
 
 /// Accepts a call and lets `begin` look its handles up and hand the work to a thread. An error of `begin` is the call's completion.
@@ -33,8 +36,13 @@ pub(crate) fn accept(env: &Env, id: CallId, begin: impl FnOnce(&mut Call) -> Res
         instance,
         id,
         uses: Vec::new(),
+        disks: Vec::new(),
     };
-    if let Err(error) = guard(|| begin(&mut call)) {
+    let outcome = guard(|| {
+        testing::trap(Stage::Call);
+        begin(&mut call)
+    });
+    if let Err(error) = outcome {
         call.finish(Outcome::Failed(error));
     }
     Ok(())
@@ -52,7 +60,10 @@ impl Call {
     /// An open disk that is written, which stays open until the call ends.
     pub(crate) fn disk(&mut self, handle: Handle) -> Result<Writable, Error> {
         match self.resource(handle)? {
-            Resource::Disk(writable) => Ok(writable),
+            Resource::Disk(writable) => {
+                self.disks.push(Arc::clone(&writable.disk));
+                Ok(writable)
+            }
             Resource::Chain(chain) => Err(Error::State {
                 code: "READ_ONLY",
                 path: chain.layer(0).and_then(|layer| layer.storage().path()).map(Into::into),
@@ -113,7 +124,17 @@ impl Call {
     ) -> Result<(), Error> {
         let (outbox, id, uses) = (Arc::clone(&self.instance.outbox), self.id, self.uses.clone());
         let token = CancelToken::new();
-        let work: JobWork = Box::new(work);
+        let disks = self.disks.clone();
+        let work: JobWork = Box::new(move |context| {
+            let outcome = guard(|| {
+                testing::trap(Stage::Work);
+                work(context)
+            });
+            poison_after(&outcome, &disks);
+            // Let go with the work itself, before its end is told.
+            drop(disks);
+            outcome
+        });
         let waiting = Arc::new(Mutex::new(Some(work)));
         let call = Cancellable {
             token: token.clone(),
@@ -131,7 +152,7 @@ impl Call {
                 cancel: token,
                 progress: progress_to(&outbox, id),
             };
-            let outcome = guard(|| work(&context)).unwrap_or_else(Outcome::Failed);
+            let outcome = work(&context).unwrap_or_else(Outcome::Failed);
             outbox.push(Done { id, uses, outcome });
             drop(running);
         })
@@ -149,13 +170,12 @@ impl Call {
         let disk = Arc::clone(&writable.disk);
         let work = move || {
             let Some(running) = outbox.begin() else { return };
-            let outcome = guard(|| work(&disk)).unwrap_or_else(|error| {
-                if matches!(error, Error::Internal { .. }) {
-                    // A panic in the middle of a change: what is in memory may be half of it.
-                    disk.poison();
-                }
-                Outcome::Failed(error)
+            let outcome = guard(|| {
+                testing::trap(Stage::Work);
+                work(&disk)
             });
+            poison_after(&outcome, std::slice::from_ref(&disk));
+            let outcome = outcome.unwrap_or_else(Outcome::Failed);
             // What the request held is let go before its end is told.
             drop(disk);
             outbox.push(Done { id, uses, outcome });
@@ -181,7 +201,10 @@ impl Call {
         );
         self.submit(Lane::Short, move || {
             let Some(running) = outbox.begin() else { return };
-            let bytes = guard(read);
+            let bytes = guard(|| {
+                testing::trap(Stage::Work);
+                read()
+            });
             let outcome = Outcome::Bytes { target, offset, bytes };
             outbox.push(Done { id, uses, outcome });
             drop(running);
@@ -219,6 +242,13 @@ impl Call {
     }
 }
 
+/// After a panic, what was changed may be half of a change: nothing more of it is written.
+fn poison_after(outcome: &Result<Outcome, Error>, disks: &[Arc<Disk>]) {
+    if matches!(outcome, Err(Error::Internal { .. })) {
+        disks.iter().for_each(|disk| disk.poison());
+    }
+}
+
 fn no_thread(source: io::Error) -> Error {
     Error::Io {
         operation: "start a thread",
@@ -229,7 +259,10 @@ fn no_thread(source: io::Error) -> Error {
 
 fn progress_to(outbox: &Arc<Outbox>, id: CallId) -> Progress {
     let outbox = Arc::clone(outbox);
-    Progress::new(move |report| outbox.push(Done::new(id, Outcome::Progress(report))))
+    Progress::new(move |report| {
+        testing::trap(Stage::Progress);
+        outbox.push(Done::new(id, Outcome::Progress(report)));
+    })
 }
 
 fn only_layer(resource: Resource) -> Result<Layer, Error> {

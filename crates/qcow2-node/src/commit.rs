@@ -2,7 +2,7 @@
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::{CommitOptions, CommitReport, Error, commit as write_down, guard};
+use qcow2_engine::{CommitOptions, CommitReport, Error, commit as write_down};
 
 use crate::call::accept;
 use crate::handles::Handle;
@@ -45,12 +45,7 @@ pub fn commit(env: Env, id: CallId, top: Handle, base: Handle, options: CommitSp
             empty: options.empty,
         };
         call.run(Lane::Long, move |job| {
-            let outcome = guard(|| write_down(&top, &base, &options, job));
-            if let Err(Error::Internal { .. }) = &outcome {
-                // A panic in the middle of a change: what is in memory may be half of it.
-                top.poison();
-                base.poison();
-            }
+            let outcome = write_down(&top, &base, &options, job);
             // What the job held is let go before its end is told.
             drop((top, base));
             let report = outcome?;

@@ -17,6 +17,7 @@ use crate::handles::{Handle, Handles, Leaving, Resource};
 use crate::outbox::{CallId, Done, Outbox, Outcome};
 use crate::pool::{self, Lane};
 use crate::raw;
+use crate::testing::{self, Stage};
 use crate::values::{ProgressData, Values};
 
 /// How long an ending environment waits for work that was told to stop. A job stops between two chunks and removes what it made.
@@ -46,6 +47,7 @@ pub(crate) struct Cancellable {
 
 /// Sets the environment up. Completions go to `on_complete`.
 pub(crate) fn start(env: &Env, on_complete: &OnComplete<'_>) -> NapiResult<()> {
+    testing::trap(Stage::Entry);
     if env.get_instance_data::<Rc<Instance>>()?.is_some() {
         return Err(napi::Error::new(
             Status::GenericFailure,
@@ -74,6 +76,7 @@ pub(crate) fn start(env: &Env, on_complete: &OnComplete<'_>) -> NapiResult<()> {
 impl Instance {
     /// The instance of an environment that was started.
     pub(crate) fn of(env: &Env) -> NapiResult<Rc<Self>> {
+        testing::trap(Stage::Entry);
         match env.get_instance_data::<Rc<Self>>()? {
             Some(instance) => Ok(Rc::clone(instance)),
             None => Err(napi::Error::new(
@@ -133,9 +136,12 @@ impl Instance {
             // Closing goes on where the environment ends; only then there is nobody to answer. But what was written is not flushed then: an
             // end is an end, and whoever wanted more has closed the disk before.
             let running = outbox.begin();
-            let closed = guard(|| match resource {
-                Some(resource) if running.is_some() => resource.close(),
-                _ => Ok(()),
+            let closed = guard(|| {
+                testing::trap(Stage::Work);
+                match resource {
+                    Some(resource) if running.is_some() => resource.close(),
+                    _ => Ok(()),
+                }
             });
             let message = closed.as_ref().err().map(ToString::to_string);
             let mut error = closed.err();
@@ -169,42 +175,45 @@ impl Instance {
     }
 
     fn place(&self, env: &Env, values: &mut Values<'_>, id: CallId, outcome: Outcome) -> NapiResult<()> {
-        let placed = guard(|| match outcome {
-            Outcome::Number(number) => {
-                values.number(id, number);
-                Ok(())
-            }
-            Outcome::Value(make) => make(env, self, values).map_err(|error| refused(&error)).map(|()| {
-                values.ended_with_last(id);
-            }),
-            Outcome::Bytes { target, offset, bytes } => {
-                let bytes = match bytes {
-                    Ok(bytes) => bytes,
-                    Err(error) => {
-                        target.release(env);
-                        return Err(error);
-                    }
-                };
-                let filled = target.fill(env, offset, &bytes).map_err(|error| refused(&error));
-                let count = bytes.len();
-                buffers::give_back(bytes);
-                if !filled? {
-                    return Err(detached());
+        let placed = guard(|| {
+            testing::trap_unless(Stage::Completion, matches!(outcome, Outcome::Progress(_)));
+            match outcome {
+                Outcome::Number(number) => {
+                    values.number(id, number);
+                    Ok(())
                 }
-                values.number(id, count as f64);
-                Ok(())
+                Outcome::Value(make) => make(env, self, values).map_err(|error| refused(&error)).map(|()| {
+                    values.ended_with_last(id);
+                }),
+                Outcome::Bytes { target, offset, bytes } => {
+                    let bytes = match bytes {
+                        Ok(bytes) => bytes,
+                        Err(error) => {
+                            target.release(env);
+                            return Err(error);
+                        }
+                    };
+                    let filled = target.fill(env, offset, &bytes).map_err(|error| refused(&error));
+                    let count = bytes.len();
+                    buffers::give_back(bytes);
+                    if !filled? {
+                        return Err(detached());
+                    }
+                    values.number(id, count as f64);
+                    Ok(())
+                }
+                Outcome::Failed(error) => Err(error),
+                Outcome::Progress(report) => values
+                    .progress(
+                        id,
+                        ProgressData {
+                            phase: report.phase.to_owned(),
+                            done: report.done as f64,
+                            total: report.total as f64,
+                        },
+                    )
+                    .map_err(|error| refused(&error)),
             }
-            Outcome::Failed(error) => Err(error),
-            Outcome::Progress(report) => values
-                .progress(
-                    id,
-                    ProgressData {
-                        phase: report.phase.to_owned(),
-                        done: report.done as f64,
-                        total: report.total as f64,
-                    },
-                )
-                .map_err(|error| refused(&error)),
         });
         match placed {
             Ok(()) => Ok(()),

@@ -2,7 +2,7 @@
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::{Error, RebaseOptions, RebaseReport, guard, rebase as move_over};
+use qcow2_engine::{Error, RebaseOptions, RebaseReport, rebase as move_over};
 
 use crate::call::accept;
 use crate::handles::Handle;
@@ -52,11 +52,7 @@ pub fn rebase(env: Env, id: CallId, disk: Handle, old: Option<Handle>, options: 
             compress,
         };
         call.run(Lane::Long, move |job| {
-            let outcome = guard(|| move_over(&disk, old.as_deref(), &options, job));
-            if let Err(Error::Internal { .. }) = &outcome {
-                // A panic in the middle of a change: what is in memory may be half of it.
-                disk.poison();
-            }
+            let outcome = move_over(&disk, old.as_deref(), &options, job);
             // What the job held is let go before its end is told.
             drop((disk, old));
             let report = outcome?;
