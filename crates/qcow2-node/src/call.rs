@@ -168,7 +168,8 @@ impl Call {
     ) -> Result<(), Error> {
         let (outbox, id, uses) = (Arc::clone(&self.instance.outbox), self.id, self.uses.clone());
         let disk = Arc::clone(&writable.disk);
-        let work = move || {
+        let end = Arc::clone(&outbox);
+        let work = end.accept(move || {
             let Some(running) = outbox.begin() else { return };
             let outcome = guard(|| {
                 testing::trap(Stage::Work);
@@ -180,7 +181,7 @@ impl Call {
             drop(disk);
             outbox.push(Done { id, uses, outcome });
             drop(running);
-        };
+        });
         writable
             .turnstile
             .submit(turn, lane, Box::new(work))
@@ -199,7 +200,8 @@ impl Call {
             self.id,
             std::mem::take(&mut self.uses),
         );
-        self.submit(Lane::Short, move || {
+        let end = Arc::clone(&outbox);
+        let work = end.accept(move || {
             let Some(running) = outbox.begin() else { return };
             let bytes = guard(|| {
                 testing::trap(Stage::Work);
@@ -208,7 +210,8 @@ impl Call {
             let outcome = Outcome::Bytes { target, offset, bytes };
             outbox.push(Done { id, uses, outcome });
             drop(running);
-        })
+        });
+        self.submit(Lane::Short, work)
     }
 
     /// Ends the call without a thread.

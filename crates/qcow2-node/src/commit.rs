@@ -2,7 +2,7 @@
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::{CommitOptions, CommitReport, Error, commit as write_down};
+use qcow2_engine::{CommitOptions, CommitReport, commit as write_down};
 
 use crate::call::accept;
 use crate::handles::Handle;

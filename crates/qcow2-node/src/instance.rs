@@ -120,6 +120,8 @@ impl Instance {
     pub(crate) fn end(&self, patience: Duration) {
         for call in self.cancellable.borrow().values() {
             call.token.cancel();
+            // What no thread has begun none will: what it holds goes now.
+            drop(pool::lock(&call.waiting).take());
         }
         self.outbox.close(patience);
     }
@@ -132,7 +134,8 @@ impl Instance {
             Some(Resource::Disk(_)) => Lane::Waiting,
             _ => Lane::Short,
         };
-        let work = move || {
+        let end = Arc::clone(&outbox);
+        let work = end.accept(move || {
             // Closing goes on where the environment ends; only then there is nobody to answer. But what was written is not flushed then: an
             // end is an end, and whoever wanted more has closed the disk before.
             let running = outbox.begin();
@@ -153,7 +156,7 @@ impl Instance {
                 };
                 outbox.push(Done::new(id, outcome));
             }
-        };
+        });
         if let Err(rejected) = pool::submit(lane, Box::new(work)) {
             (rejected.work)();
         }

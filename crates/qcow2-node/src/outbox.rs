@@ -83,6 +83,8 @@ struct State {
     done: Vec<Done>,
     /// Pieces of work that threads are at.
     running: usize,
+    /// Pieces of work that hold something of the environment: those, and others that wait for a thread.
+    accepted: usize,
     /// JavaScript does not want to be rung for now.
     held: bool,
     /// The environment ends: nothing new begins, and nobody takes what is done.
@@ -139,13 +141,24 @@ impl Outbox {
         Some(Running(Arc::clone(self)))
     }
 
-    /// Lets nothing new begin and waits, at most `limit`, for what runs.
+    /// `work` as something that the end waits for, though it may never begin: what it holds, files and their locks, must be let go by then.
+    pub(crate) fn accept<W: FnOnce() + Send>(self: &Arc<Self>, work: W) -> impl FnOnce() + Send + use<W> {
+        self.lock().accepted += 1;
+        let accepted = Accepted(Arc::clone(self));
+        // In this order, called or not: first what the work holds, then the word that it is gone.
+        move || {
+            work();
+            drop(accepted);
+        }
+    }
+
+    /// Lets nothing new begin and waits, at most `limit`, for what runs, and for what would have run to be let go.
     pub(crate) fn close(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let mut state = self.lock();
         state.closed = true;
         state.done.clear();
-        while state.running > 0 {
+        while state.running > 0 || state.accepted > 0 {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -170,6 +183,19 @@ impl Drop for Running {
         let mut state = self.0.lock();
         state.running -= 1;
         if state.closed && state.running == 0 {
+            self.0.ended.notify_all();
+        }
+    }
+}
+
+/// A piece of work that was accepted; dropped behind everything that it holds.
+struct Accepted(Arc<Outbox>);
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.accepted -= 1;
+        if state.closed && state.accepted == 0 {
             self.0.ended.notify_all();
         }
     }

@@ -2,7 +2,7 @@
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::{Error, RebaseOptions, RebaseReport, rebase as move_over};
+use qcow2_engine::{RebaseOptions, RebaseReport, rebase as move_over};
 
 use crate::call::accept;
 use crate::handles::Handle;
