@@ -10,6 +10,7 @@
 //! cluster costs up to a quarter of the time.
 #![deny(unsafe_code)]
 
+pub mod crypt;
 mod decoder;
 mod deflate;
 mod encoder;

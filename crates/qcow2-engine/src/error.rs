@@ -70,7 +70,7 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
-    /// Guest data is encrypted, which this version does not read.
+    /// Guest data is encrypted, and its key was not given.
     Encrypted {
         /// The file.
         path: Option<PathBuf>,
@@ -154,6 +154,35 @@ impl Error {
             Self::Internal { .. } => "INTERNAL",
         };
         format!("ERR_QCOW2_{name}")
+    }
+
+    /// The same error once more, for whoever finds again what was found before. A system's error keeps its number.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Format { path, error } => Self::Format {
+                path: path.clone(),
+                error: error.clone(),
+            },
+            Self::State { code, path, reason } => Self::State {
+                code,
+                path: path.clone(),
+                reason: reason.clone(),
+            },
+            Self::Io {
+                operation,
+                path,
+                source,
+            } => Self::Io {
+                operation,
+                path: path.clone(),
+                source: source
+                    .raw_os_error()
+                    .map_or_else(|| source.kind().into(), io::Error::from_raw_os_error),
+            },
+            other => Self::Internal {
+                message: other.to_string(),
+            },
+        }
     }
 
     /// Where in the file the fault stands.
@@ -276,7 +305,7 @@ impl std::fmt::Display for Error {
             Self::Codec(error) => write!(f, "{error}"),
             Self::Io { operation, source, .. } => write!(f, "{operation}: {source}"),
             Self::Encrypted { method, .. } => {
-                write!(f, "the image is encrypted ({method}), which this version does not read")
+                write!(f, "the image is encrypted ({method}): its secret is needed")
             }
             Self::Locked {
                 permission,

@@ -19,6 +19,7 @@ mod disk;
 mod error;
 mod layer;
 mod lock;
+mod luks;
 mod measure;
 mod notice;
 mod overlay;
@@ -38,12 +39,14 @@ mod ticket;
 
 pub use buffer::Buffer;
 pub use cancel::CancelToken;
-pub use chain::{Chain, ChainOptions, DEFAULT_CACHE_BYTES, DecodedPiece, FetchContext, NowAnswer, NowPiece};
+pub use chain::{
+    Chain, ChainOptions, DEFAULT_CACHE_BYTES, DecodedPiece, EncryptedPiece, FetchContext, NowAnswer, NowPiece,
+};
 pub use check::{CheckOptions, CheckReport, Finding, FindingCode, Severity, check};
 pub use commit::{CommitOptions, CommitReport, commit};
 pub use compare::{CompareOptions, Comparison, Difference, compare};
 pub use convert::{ConvertOptions, ConvertReport, LostRange, MAX_SPARSE_SIZE, MAX_THREADS, convert};
-pub use create::{CREATE_REFUSALS, CreateOptions, CreateReport, NewDataFile, create};
+pub use create::{CREATE_REFUSALS, CreateOptions, CreateReport, NewDataFile, NewEncryption, create};
 pub use digest::{
     Digest, DigestManifest, DigestOptions, DigestShape, Expectation, LeafRun, Leaves, MAX_BLOCK, MIN_BLOCK,
     Verification, VerifyOptions, digest, verify,
@@ -56,10 +59,12 @@ pub use disk::{
 pub use error::{Error, Result};
 pub use layer::{Format, Layer, LayerOptions, Limits};
 pub use lock::{ImageLock, LockMode, Locking};
+pub use luks::{LuksOptions, LuksVolume, Secret};
 pub use measure::{MeasureSource, MeasureTarget, Measurement, measure};
 pub use notice::Notice;
 pub use panics::guard;
 pub use progress::{JobContext, Progress, ProgressReport};
+pub use qcow2_codec::crypt;
 pub use qcow2_codec::{Hash, HashAlgorithm};
 pub use rebase::{RebaseOptions, RebaseReport, rebase};
 pub use repair::{RepairMode, RepairOptions, RepairReport, repair};

@@ -125,7 +125,7 @@ impl StatusWalk<'_> {
             return Ok(None);
         };
         let (flags, offset) = match piece.answer {
-            Answer::Data { host } if view.layer.image().is_none() || view.is_preallocated()? => {
+            Answer::Data { host } if view.has_holes()? => {
                 return self.cut(piece, view, host).map(Some);
             }
             Answer::Data { host } => (DATA, Some(host)),
@@ -166,7 +166,7 @@ impl StatusWalk<'_> {
         {
             return Ok(extent);
         }
-        let extent = extent_or_end(&**view.layer.data_storage(), at)?;
+        let extent = extent_or_end(&**view.layer.guest_data().storage(), at)?;
         self.extent = Some((view.depth, at, extent));
         Ok(extent)
     }

@@ -54,6 +54,7 @@ fn read_now(chain: &Chain, at: u64, length: usize) -> Option<Vec<u8>> {
             NowPiece::Data { storage, host, length } => {
                 assert!(storage.read_at(*host, &mut bytes[begin..]).unwrap() <= *length);
             }
+            NowPiece::Encrypted(_) => unreachable!(),
             NowPiece::Zero { .. } => {}
             NowPiece::Decoded(piece) => bytes[begin..].copy_from_slice(piece.bytes()),
         }
@@ -162,7 +163,7 @@ fn the_index_answers_what_the_tables_say_whoever_asks_and_evicts_meanwhile() {
                             let expected = shape(chain, run).map(|(host, _)| host + at - run.start.0);
                             let found = answer.pieces().next().and_then(|piece| match piece {
                                 NowPiece::Data { host, .. } => Some(host.0),
-                                NowPiece::Zero { .. } | NowPiece::Decoded(_) => None,
+                                NowPiece::Zero { .. } | NowPiece::Decoded(_) | NowPiece::Encrypted(_) => None,
                             });
                             assert_eq!(found, expected, "seed {seed} at {at}");
                         }

@@ -130,6 +130,12 @@ format_errors! {
     EncryptionHeaderUnexpected {} "ENCRYPTION_HEADER_UNEXPECTED", HeaderExtensions, Some(32), "the image has an encryption header extension but is not encrypted with LUKS";
     /// The encryption header extension is damaged.
     EncryptionHeader { offset: u64, length: u64 } "ENCRYPTION_HEADER", HeaderExtensions, Some(*offset), "the encryption header at {offset:#x} with {length} bytes is not valid";
+    /// A LUKS header of another version.
+    LuksVersion { offset: u64, version: u16 } "LUKS_VERSION", EncryptionHeader, Some(*offset), "the LUKS header has version {version}: only LUKS1 can be read";
+    /// The LUKS header is damaged.
+    LuksHeader { offset: u64, reason: &'static str } "LUKS_HEADER", EncryptionHeader, Some(*offset), "the LUKS header is not valid: {reason}";
+    /// A key slot of the LUKS header is damaged.
+    LuksSlot { offset: u64, slot: u8, reason: &'static str } "LUKS_KEY_SLOT", EncryptionHeader, Some(*offset), "key slot {slot} of the LUKS header is not valid: {reason}";
     /// The virtual size passes what the format can hold.
     VirtualSize { size: u64 } "VIRTUAL_SIZE", Header, Some(24), "virtual size {size} is too large";
     /// The L1 table cannot cover the virtual size.

@@ -28,6 +28,7 @@ mod geometry;
 pub mod header;
 pub mod header_switch;
 pub mod limits;
+pub mod luks;
 pub mod refcount;
 pub mod sector;
 pub mod snapshot;

@@ -10,7 +10,7 @@ use super::decoded::Key;
 use super::mapping::View;
 use crate::error::{Error, Result};
 use crate::run::{Run, RunKind};
-use crate::storage::{ReadRequest, Storage};
+use crate::storage::ReadRequest;
 
 /// What one thread keeps between fetches: a decoder, its buffers, and the compressed cluster that was decoded last, since the next fetch may begin
 /// inside it.
@@ -49,6 +49,7 @@ impl FetchContext {
 /// A plain piece that waits for its batch.
 struct Plain<'a> {
     view: &'a View,
+    guest: GuestOffset,
     request: ReadRequest<'a>,
 }
 
@@ -75,6 +76,7 @@ pub(super) fn fetch(
         // Most reads: one piece of one file needs no batch.
         return read_one(Plain {
             view: chain.view(run.depth).ok_or_else(uncovered)?,
+            guest: start,
             request: ReadRequest {
                 offset: host.checked_add(skip).ok_or_else(uncovered)?,
                 buffer: rest,
@@ -94,6 +96,7 @@ pub(super) fn fetch(
             RunKind::Zero { .. } | RunKind::Unallocated => now.fill(0),
             RunKind::Data { host } => plain.push(Plain {
                 view: chain.view(run.depth).ok_or_else(uncovered)?,
+                guest: at,
                 request: ReadRequest {
                     offset: host.checked_add(skip).ok_or_else(uncovered)?,
                     buffer: now,
@@ -124,13 +127,17 @@ pub(super) fn fetch(
 }
 
 fn read_one(piece: Plain<'_>) -> Result<()> {
-    let Plain { view, mut request } = piece;
-    let storage = &**view.layer.data_storage();
-    request.filled = storage
-        .read_at(request.offset, request.buffer)
-        .map_err(Error::io("read", storage))?;
+    let Plain {
+        view,
+        guest,
+        mut request,
+    } = piece;
+    let data = view.layer.guest_data();
+    request.filled = data
+        .read(guest, request.offset, request.buffer)
+        .map_err(Error::io("read", &**data.storage()))?;
     if request.filled < request.buffer.len() {
-        fill_tail(view, storage, &mut request)?;
+        fill_tail(view, &mut request)?;
     }
     Ok(())
 }
@@ -139,12 +146,14 @@ fn read_one(piece: Plain<'_>) -> Result<()> {
 fn read_plain(mut plain: Vec<Plain<'_>>) -> Result<()> {
     while let Some(view) = plain.first().map(|piece| piece.view) {
         let (batch, others): (Vec<_>, Vec<_>) = plain.into_iter().partition(|piece| piece.view.depth == view.depth);
-        let mut requests: Vec<ReadRequest<'_>> = batch.into_iter().map(|piece| piece.request).collect();
-        let storage = &**view.layer.data_storage();
-        storage.read_batch(&mut requests).map_err(Error::io("read", storage))?;
+        let (guests, mut requests): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|piece| (piece.guest, piece.request)).unzip();
+        let data = view.layer.guest_data();
+        data.read_batch(&guests, &mut requests)
+            .map_err(Error::io("read", &**data.storage()))?;
         for request in &mut requests {
             if request.filled < request.buffer.len() {
-                fill_tail(view, storage, request)?;
+                fill_tail(view, request)?;
             }
         }
         plain = others;
@@ -153,9 +162,14 @@ fn read_plain(mut plain: Vec<Plain<'_>>) -> Result<()> {
 }
 
 /// The file ended inside `request`: the last cluster of an image, and the last sector of a raw file, may be there in part and go on as zeros. What
-/// begins past the end is missing.
-fn fill_tail(view: &View, storage: &dyn Storage, request: &mut ReadRequest<'_>) -> Result<()> {
-    let unit = view.layer.cluster_size().unwrap_or(512);
+/// begins past the end is missing. What is encrypted does not go on as anything.
+fn fill_tail(view: &View, request: &mut ReadRequest<'_>) -> Result<()> {
+    let data = view.layer.guest_data();
+    let storage = &**data.storage();
+    let unit = match view.layer.cluster_size() {
+        Some(cluster) if !data.is_encrypted() => cluster,
+        _ => 512,
+    };
     let begin = request.offset.0;
     let file_length = if request.filled > 0 {
         begin.saturating_add(request.filled as u64)

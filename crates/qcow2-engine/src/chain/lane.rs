@@ -95,6 +95,7 @@ fn fill(piece: &NowPiece<'_>, from: usize, memory: &mut CallerMemory<'_>) -> usi
             .checked_add(from as u64)
             .and_then(|host| storage.read_now(host, memory))
             .unwrap_or(0),
+        NowPiece::Encrypted(piece) => piece.read_now(from, memory).unwrap_or(0),
         NowPiece::Decoded(piece) => memory.fill(piece.bytes().get(from..).unwrap_or_default()),
     }
 }

@@ -106,8 +106,18 @@ impl View {
         if let Some(&known) = self.preallocated.get() {
             return Ok(known);
         }
-        let found = super::preallocated::detect(&self.layer)?;
+        // Zeros of the file are not the guest's zeros where it is encrypted.
+        let encrypted = self.layer.guest_data().is_encrypted();
+        let found = !encrypted && super::preallocated::detect(&self.layer)?;
         Ok(*self.preallocated.get_or_init(|| found))
+    }
+
+    /// Whether a hole in the file under data is zeros of the disk, and worth looking for.
+    pub(crate) fn has_holes(&self) -> Result<bool> {
+        if self.layer.image().is_none() {
+            return Ok(!self.layer.guest_data().is_encrypted());
+        }
+        self.is_preallocated()
     }
 
     /// The answer for `at`, and how many bytes from there on have it: at least 1, at most `limit`, not beyond a table piece.

@@ -19,15 +19,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use qcow2_format::GuestOffset;
 
 pub use fetch::FetchContext;
-pub use now::{DecodedPiece, NowAnswer, NowPiece};
+pub use now::{DecodedPiece, EncryptedPiece, NowAnswer, NowPiece};
 
 use crate::cache::TableCache;
 use crate::error::{Error, Result};
-use crate::layer::{Layer, same_place};
+use crate::layer::{GuestData, Layer, same_place};
 use crate::overlay::Overlay;
 use crate::parallel;
 use crate::run::{Run, RunKind};
-use crate::storage::Storage;
 use crate::ticket::{Ticket, Tickets};
 use decoded::Decoded;
 use fetch::Reader;
@@ -70,7 +69,7 @@ pub struct Chain {
     views: Vec<Arc<View>>,
     /// Where their guest clusters stand: what a read goes to is one step away instead of three, none of which are in the processor's cache if there
     /// are many layers.
-    storages: Vec<Arc<dyn Storage>>,
+    data: Vec<GuestData>,
     cache: TableCache,
     index: Index,
     /// See [`fill::span`].
@@ -136,7 +135,7 @@ impl Chain {
             index: Index::new(budget / 8),
             fill_span: fill::span(&views),
             decoded: Arc::new(Decoded::new(budget / 2, &views)),
-            storages: views.iter().map(|view| Arc::clone(view.layer.data_storage())).collect(),
+            data: views.iter().map(|view| view.layer.guest_data().clone()).collect(),
             views,
             tickets: Tickets::default(),
             contexts: Mutex::default(),
@@ -322,16 +321,17 @@ fn check(layers: &[Layer], options: &ChainOptions) -> Result<()> {
 }
 
 fn check_layer(layer: &Layer, layers: &[Layer]) -> Result<()> {
-    let Some(image) = layer.image() else { return Ok(()) };
-    if image.header.encryption != qcow2_format::EncryptionMethod::None {
-        let luks = image.header.encryption == qcow2_format::EncryptionMethod::Luks;
-        return Err(Error::Encrypted {
-            path: layer.path(),
-            method: if luks { "luks" } else { "aes" },
-        });
+    if layer.image().is_none() {
+        return Ok(());
     }
     if layer.options().metadata_only {
         return Err(layer.state("METADATA_ONLY", "only the image's metadata was opened"));
+    }
+    if let Some(method) = layer.encryption().filter(|_| layer.needs_key()) {
+        return Err(Error::Encrypted {
+            path: layer.path(),
+            method,
+        });
     }
     if layer.needs_data_file() {
         return Err(layer.state("DATA_FILE_REQUIRED", "the image needs its external data file"));

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use qcow2_format::{GuestOffset, HostOffset};
 
 use super::Chain;
+use crate::layer::GuestData;
 use crate::run::{Run, RunKind};
-use crate::storage::Storage;
+use crate::storage::{CallerMemory, Storage};
 use crate::ticket::Ticket;
 
 /// Pieces that an answer has at most.
@@ -44,6 +45,8 @@ pub enum NowPiece<'a> {
         /// In bytes, never 0.
         length: usize,
     },
+    /// The same, encrypted.
+    Encrypted(EncryptedPiece<'a>),
     /// Zeros.
     Zero {
         /// In bytes, never 0.
@@ -51,6 +54,23 @@ pub enum NowPiece<'a> {
     },
     /// Part of a compressed cluster that was decoded before.
     Decoded(DecodedPiece),
+}
+
+/// Bytes that stand in a file encrypted.
+#[derive(Debug)]
+pub struct EncryptedPiece<'a> {
+    data: &'a GuestData,
+    guest: GuestOffset,
+    host: HostOffset,
+    length: usize,
+}
+
+impl EncryptedPiece<'_> {
+    /// Fills `memory` with the bytes from byte `from` of the piece on; returns how many could be had without waiting.
+    pub(super) fn read_now(&self, from: usize, memory: &mut CallerMemory<'_>) -> Option<usize> {
+        let guest = self.guest.checked_add(from as u64)?;
+        self.data.read_now(guest, self.host.checked_add(from as u64)?, memory)
+    }
 }
 
 /// Bytes of a decoded cluster, kept alive by this.
@@ -74,6 +94,7 @@ impl NowPiece<'_> {
     pub fn length(&self) -> usize {
         match self {
             Self::Data { length, .. } | Self::Zero { length } => *length,
+            Self::Encrypted(piece) => piece.length,
             Self::Decoded(piece) => piece.bytes().len(),
         }
     }
@@ -125,11 +146,23 @@ impl Chain {
     fn piece_now(&self, run: &Run) -> Option<NowPiece<'_>> {
         let length = usize::try_from(run.length).ok()?;
         match run.kind {
-            RunKind::Data { host } => Some(NowPiece::Data {
-                storage: self.storages.get(usize::try_from(run.depth).ok()?)?,
-                host,
-                length,
-            }),
+            RunKind::Data { host } => {
+                let data = self.data.get(usize::try_from(run.depth).ok()?)?;
+                Some(if data.is_encrypted() {
+                    NowPiece::Encrypted(EncryptedPiece {
+                        data,
+                        guest: run.start,
+                        host,
+                        length,
+                    })
+                } else {
+                    NowPiece::Data {
+                        storage: data.storage(),
+                        host,
+                        length,
+                    }
+                })
+            }
             RunKind::Zero { .. } | RunKind::Unallocated => Some(NowPiece::Zero { length }),
             RunKind::Compressed { descriptor, cluster } => {
                 let view = self.view(run.depth)?;

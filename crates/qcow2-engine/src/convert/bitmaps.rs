@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::chain::Chain;
 use crate::disk::{Disk, DiskOptions, NewBitmap, StoredBitmap};
 use crate::error::{Error, Result};
-use crate::layer::{Layer, LayerOptions};
+use crate::layer::{GuestCipher, Layer, LayerOptions};
 use crate::lock::Locking;
 use crate::storage::{MemoryStorage, Storage};
 
@@ -36,7 +36,11 @@ pub(super) fn load(chain: &Chain, names: &[String]) -> Result<Vec<Copied>> {
 }
 
 /// Adds them to an image that nobody uses yet: to its file, and that of its data if it has one.
-pub(super) fn store(image: &Arc<dyn Storage>, data: Option<&Arc<dyn Storage>>, bitmaps: &[Copied]) -> Result<u64> {
+pub(super) fn store(
+    (image, data): (&Arc<dyn Storage>, Option<&Arc<dyn Storage>>),
+    cipher: Option<Arc<GuestCipher>>,
+    bitmaps: &[Copied],
+) -> Result<u64> {
     let options = LayerOptions {
         writable: true,
         locking: Locking::Off,
@@ -45,6 +49,9 @@ pub(super) fn store(image: &Arc<dyn Storage>, data: Option<&Arc<dyn Storage>>, b
     let mut top = Layer::open_qcow2(image.clone(), &options)?;
     if let Some(data) = data {
         top.set_data_file(data.clone())?;
+    }
+    if let Some(cipher) = cipher {
+        top.set_cipher(cipher);
     }
     let backed = top
         .extensions()

@@ -139,7 +139,9 @@ pub fn convert(
     let backing = backing.transpose()?;
     let files = files(sources.iter().chain(&options.backing));
     let transform = Transform::new(source.clone(), backing.clone(), options, losses.clone())?;
-    let mut image = NewImage::begin(target, create, size, &files, options.target_is_zero, options.max_output)?;
+    let in_place = (options.target_is_zero, options.max_output);
+    let mut image = NewImage::begin(target, create, size, &files, in_place, job)?;
+    let cipher = image.cipher.clone();
     let cluster = if create.format == Format::Qcow2 {
         create.cluster_size
     } else {
@@ -183,7 +185,7 @@ pub fn convert(
         if bitmaps.is_empty() {
             return Ok(None);
         }
-        bitmaps::store(image, data, &bitmaps).map(Some)
+        bitmaps::store((image, data), cipher, &bitmaps).map(Some)
     })?;
     if let Target::Disk(disk) = target {
         bitmaps::add(disk, &bitmaps)?;
@@ -247,6 +249,12 @@ fn check(sources: &[Arc<Chain>], target: &Target, options: &ConvertOptions) -> R
         return Err(state(
             "COMPRESSION_PREALLOCATION",
             "Compression and preallocation not supported at the same time",
+        ));
+    }
+    if options.compress && create.encryption.is_some() {
+        return Err(state(
+            "COMPRESSION_ENCRYPTION",
+            "Compression and encryption not supported at the same time",
         ));
     }
     if options.compress && create.data_file.is_some() {

@@ -1,16 +1,18 @@
 //! New images without content.
 
+mod encryption;
 mod options;
 
 use std::sync::Arc;
 
 use qcow2_format::GuestOffset;
 
+pub use encryption::NewEncryption;
 pub use options::{CREATE_REFUSALS, CreateOptions, NewDataFile};
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::layer::Format;
+use crate::layer::{Format, GuestCipher};
 use crate::progress::JobContext;
 use crate::sink::{DiskSink, Qcow2Sink, RawSink, Sink, SinkReport};
 use crate::storage::Storage;
@@ -35,7 +37,7 @@ pub struct CreateReport {
 /// `TARGET_TOO_SMALL`, [`Error::Locked`], [`Error::Io`] from the target; [`Error::Cancelled`]. Nothing is left behind then.
 pub fn create(target: &Target, options: &CreateOptions, job: &JobContext) -> Result<CreateReport> {
     let size = options.virtual_size(None)?;
-    let mut image = NewImage::begin(target, options, size, &[], false, None)?;
+    let mut image = NewImage::begin(target, options, size, &[], (false, None), job)?;
     job.progress.begin("create", size);
     image.fill(GuestOffset(0), size, options.backing_name.is_some(), job)?;
     let file_size = image.finish(job, |_, _| Ok(None))?.file_length;
@@ -53,6 +55,8 @@ pub(crate) struct NewImage {
     target: Option<OpenTarget>,
     data_file: Option<OpenTarget>,
     cluster_size: u64,
+    /// What guest clusters are encrypted with.
+    pub(crate) cipher: Option<Arc<GuestCipher>>,
 }
 
 impl NewImage {
@@ -62,8 +66,8 @@ impl NewImage {
         options: &CreateOptions,
         size: u64,
         sources: &[Arc<dyn Storage>],
-        reads_zero: bool,
-        max_length: Option<u64>,
+        (reads_zero, max_length): (bool, Option<u64>),
+        job: &JobContext,
     ) -> Result<Self> {
         if let Target::Disk(disk) = target {
             return Self::in_disk(disk, size, sources, reads_zero);
@@ -81,6 +85,9 @@ impl NewImage {
                 reason: "a new image is not made in place: open the one that is there, and give its disk".to_owned(),
             });
         }
+        let encryption = options.encryption.as_ref().filter(|_| layout.is_some());
+        let encryption = encryption.map(|new| new.make(job)).transpose()?;
+        let cipher = encryption.as_ref().map(|made| made.cipher.clone());
         let target = OpenTarget::open(target, options.attributes(), sources)?;
         let data_file = options.data_file.as_ref();
         let data_file = data_file
@@ -99,7 +106,7 @@ impl NewImage {
                 let data = data_file.as_ref();
                 let data = data.map(|data| (Arc::clone(data.storage()), data.is_fresh()));
                 let cluster_size = layout.header.geometry.cluster_size();
-                let sink = Qcow2Sink::new(layout, (storage, fresh), data, max_length)?;
+                let sink = Qcow2Sink::new(layout, (storage, fresh), data, encryption, max_length)?;
                 (Box::new(sink), cluster_size)
             }
             None => {
@@ -114,6 +121,7 @@ impl NewImage {
             target: Some(target),
             data_file,
             cluster_size,
+            cipher,
         })
     }
 
@@ -135,6 +143,7 @@ impl NewImage {
             target: None,
             data_file: None,
             cluster_size: 4096,
+            cipher: None,
         })
     }
 

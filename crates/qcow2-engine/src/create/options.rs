@@ -2,9 +2,11 @@
 
 use qcow2_format::features::{autoclear, compatible, incompatible};
 use qcow2_format::{
-    CompressionType, EncryptionMethod, Extensions, Geometry, Header, HostOffset, RefcountOrder, Version, header, limits,
+    CompressionType, CryptoExtension, EncryptionMethod, Extensions, Geometry, Header, HostOffset, RefcountOrder,
+    Version, header, limits,
 };
 
+use super::NewEncryption;
 use crate::error::{Error, Result};
 use crate::layer::Format;
 use crate::sink::{ImageLayout, Preallocation, encode_header};
@@ -40,6 +42,8 @@ pub struct CreateOptions {
     pub data_file: Option<NewDataFile>,
     /// The external data file alone is a valid raw image.
     pub data_file_raw: bool,
+    /// How guest data is encrypted.
+    pub encryption: Option<NewEncryption>,
     /// Sets the files' no-copy-on-write attribute where the file system has it.
     pub nocow: bool,
     /// Extent size hint of the files in bytes, where the file system has it; 0 for none.
@@ -73,6 +77,7 @@ impl Default for CreateOptions {
             preallocation: Preallocation::Off,
             data_file: None,
             data_file_raw: false,
+            encryption: None,
             nocow: false,
             extent_size_hint: None,
             cache: CacheMode::Writeback,
@@ -133,6 +138,10 @@ pub const CREATE_REFUSALS: &[(&str, &str)] = &[
         "Backing file and data-file-raw cannot be used at the same time",
     ),
     ("DATA_FILE_RAW_ALONE", "data-file-raw requires data-file"),
+    (
+        "ENCRYPTION_DATA_FILE_RAW",
+        "An encrypted data file is no raw image: encryption and data-file-raw cannot be used at the same time",
+    ),
     ("BACKING_NAME_EMPTY", "Expected backing file name, got empty string"),
     (
         "BACKING_UNSUPPORTED",
@@ -192,7 +201,10 @@ impl CreateOptions {
             "BACKING_UNSUPPORTED",
         )?;
         refuse_if(self.preallocation == Preallocation::Metadata, "PREALLOCATION_VALUE")?;
-        refuse_if(self.data_file.is_some() || self.data_file_raw, "OPTION_UNSUPPORTED")
+        refuse_if(
+            self.data_file.is_some() || self.data_file_raw || self.encryption.is_some(),
+            "OPTION_UNSUPPORTED",
+        )
     }
 
     /// The image of `size` bytes that these options describe.
@@ -210,7 +222,10 @@ impl CreateOptions {
             backing_name: None,
             geometry,
             recorded_size: size,
-            encryption: EncryptionMethod::None,
+            encryption: self
+                .encryption
+                .as_ref()
+                .map_or(EncryptionMethod::None, NewEncryption::method),
             l1_entries: 0,
             l1_offset: HostOffset(0),
             refcount_table_offset: HostOffset(0),
@@ -242,6 +257,11 @@ impl CreateOptions {
             backing_format: self.backing_format.clone(),
             data_file: self.data_file.as_ref().map(|file| file.name.clone()),
             feature_names: Extensions::default_feature_names(&header),
+            // The place is filled in: here it takes its room.
+            encryption: (header.encryption == EncryptionMethod::Luks).then_some(CryptoExtension {
+                offset: HostOffset(0),
+                length: 0,
+            }),
             ..Extensions::default()
         };
         // Before anything is written: the header has the same length whatever its fields are.
@@ -289,6 +309,10 @@ impl CreateOptions {
         refuse_if(self.refcount_bits != 16 && v2, "REFCOUNT_BITS_COMPAT")?;
         refuse_if(self.data_file_raw && self.data_file.is_none(), "DATA_FILE_RAW_ALONE")?;
         refuse_if(self.data_file_raw && backing, "BACKING_DATA_FILE_RAW")?;
+        refuse_if(
+            self.data_file_raw && self.encryption.is_some(),
+            "ENCRYPTION_DATA_FILE_RAW",
+        )?;
         refuse_if(self.data_file.is_some() && v2, "DATA_FILE_COMPAT")?;
         refuse_if(
             self.compression_type != CompressionType::Deflate && v2,

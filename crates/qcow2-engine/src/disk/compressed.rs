@@ -49,6 +49,13 @@ impl Disk {
 
 impl Image {
     fn write_compressed(&self, forms: &[(GuestOffset, &[u8])]) -> Result<()> {
+        if self.guest.is_encrypted() {
+            return Err(Error::State {
+                code: "COMPRESSION_ENCRYPTION",
+                path: self.storage.path().map(Into::into),
+                reason: "compressed clusters cannot be encrypted".into(),
+            });
+        }
         if self.data_file.is_some() {
             return Err(Error::State {
                 code: "COMPRESSION_DATA_FILE",

@@ -45,6 +45,7 @@ pub use snapshots::{NewSnapshot, SnapshotChoice};
 
 use crate::chain::Chain;
 use crate::error::{Error, Result};
+use crate::layer::GuestData;
 use crate::overlay::Overlay;
 use crate::storage::Storage;
 use flush::FlushLog;
@@ -106,6 +107,7 @@ enum Top {
 struct Image {
     storage: Arc<dyn Storage>,
     data_file: Option<Arc<dyn Storage>>,
+    guest: GuestData,
     chain: Arc<Chain>,
     overlay: Arc<Overlay>,
     geometry: Geometry,
@@ -294,7 +296,7 @@ impl Disk {
 
 impl Image {
     fn data(&self) -> &Arc<dyn Storage> {
-        self.data_file.as_ref().unwrap_or(&self.storage)
+        self.guest.storage()
     }
 
     fn rules(&self) -> &EntryRules {

@@ -79,6 +79,10 @@ fn image(chain: &Arc<Chain>, overlay: Arc<Overlay>, options: &DiskOptions) -> Re
     if header.has(incompatible::DIRTY) {
         return Err(layer.state("DIRTY", "the image was not closed: repair it before it is written"));
     }
+    if layer.encryption().is_some() && header.autoclear & autoclear::RAW_DATA_FILE != 0 {
+        let reason = "an encrypted data file is no raw image, though the image says so: only reading is possible";
+        return Err(layer.state("ENCRYPTED_RAW_DATA_FILE", reason));
+    }
     #[cfg(any(test, feature = "testing"))]
     let weaken = options.weaken;
     #[cfg(not(any(test, feature = "testing")))]
@@ -105,9 +109,13 @@ fn image(chain: &Arc<Chain>, overlay: Arc<Overlay>, options: &DiskOptions) -> Re
     state.quarantine.punch_always = weaken.has(Weaken::NO_PUNCH_CANCEL);
     let bitmaps = bitmaps::Recorder::new(layer)?;
     bitmaps.guard(&mut state);
+    if let Some(place) = layer.extensions().and_then(|all| all.encryption) {
+        state.guard.add_bytes(header.geometry, place.offset, place.length);
+    }
     Ok(Image {
         storage,
         data_file: layer.data_file().cloned(),
+        guest: layer.guest_data().clone(),
         chain: chain.clone(),
         overlay,
         geometry: header.geometry,

@@ -233,7 +233,7 @@ impl Image {
         while at < end {
             let row = self.run(|state| state.preallocate_row(at, end - at))?;
             if let Some(clusters) = row.hosts {
-                self.reserve(clusters, limit, how)?;
+                self.reserve(at, clusters, limit, how)?;
             }
             at += row.clusters;
         }
@@ -241,7 +241,7 @@ impl Image {
     }
 
     /// A data file is no longer than the disk.
-    fn reserve(&self, clusters: Clusters, limit: u64, how: Preallocation) -> Result<()> {
+    fn reserve(&self, first: u64, clusters: Clusters, limit: u64, how: Preallocation) -> Result<()> {
         let storage = self.data();
         let bits = self.geometry.cluster_bits();
         let (offset, mut length) = (clusters.first << bits, clusters.count << bits);
@@ -263,7 +263,7 @@ impl Image {
             let mut at = offset;
             while at < end {
                 let bytes = zeros.get(..to_len((end - at).min(ZEROS))).unwrap_or_default();
-                self.write_data(HostOffset(at), bytes)?;
+                self.write_data(GuestOffset((first << bits) + (at - offset)), HostOffset(at), bytes)?;
                 at += bytes.len() as u64;
             }
         }

@@ -17,7 +17,7 @@ impl Image {
             let length = match placed {
                 Placed::InPlace { host, length } => {
                     let bytes = rest.get(..to_len(length)).unwrap_or(rest);
-                    self.write_data(HostOffset(host), bytes)?;
+                    self.write_data(GuestOffset(at), HostOffset(host), bytes)?;
                     length
                 }
                 Placed::Linked(targets) => self.write_linked(at, rest, &targets)?,
@@ -68,7 +68,7 @@ impl Image {
         let bytes = bytes.get(..to_len(length)).unwrap_or(bytes);
         let host = HostOffset(first.host + first.begin);
         if begin == at && end == at + length {
-            self.write_data(host, bytes)?;
+            self.write_data(GuestOffset(begin), host, bytes)?;
             return Ok(length);
         }
         let mut whole = crate::Buffer::default();
@@ -78,7 +78,7 @@ impl Image {
         self.read_old(begin, head)?;
         middle.copy_from_slice(bytes);
         self.read_old(at + length, tail)?;
-        self.write_data(host, &whole)?;
+        self.write_data(GuestOffset(begin), host, &whole)?;
         Ok(length)
     }
 
@@ -94,10 +94,10 @@ impl Image {
         Ok(())
     }
 
-    /// Writes guest bytes to the file that they stand in.
-    pub(super) fn write_data(&self, host: HostOffset, bytes: &[u8]) -> Result<()> {
-        let storage = self.data();
-        let outcome = storage.write_at(host, bytes).map_err(Error::io("write", &**storage));
+    /// Writes guest bytes to the place in the file that they stand in.
+    pub(super) fn write_data(&self, guest: GuestOffset, host: HostOffset, bytes: &[u8]) -> Result<()> {
+        let outcome = self.guest.write(guest, host, bytes);
+        let outcome = outcome.map_err(Error::io("write", &**self.data()));
         // Also a failed one may have written something.
         self.wrote(self.data_file.is_some());
         outcome

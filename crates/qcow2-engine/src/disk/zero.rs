@@ -152,7 +152,8 @@ impl Image {
         let mut at = if punched { end } else { begin };
         while at < end {
             let bytes = zeros.get(..to_len((end - at).min(ZEROS))).unwrap_or_default();
-            self.write_data(HostOffset(at), bytes)?;
+            // In a raw data file a place on the disk is the place in the file.
+            self.write_data(GuestOffset(at), HostOffset(at), bytes)?;
             at += bytes.len() as u64;
         }
         Ok(())

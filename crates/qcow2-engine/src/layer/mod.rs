@@ -1,17 +1,21 @@
 //! One opened image or raw file.
 
+mod guest;
 mod open;
 mod tables;
 
 use std::sync::Arc;
 
+pub(crate) use guest::{Count, GuestCipher, GuestData};
 use qcow2_format::bitmap::Bitmap;
 use qcow2_format::entry::EntryRules;
-use qcow2_format::{Extensions, FormatError, Header, L1Entry, Snapshot};
+use qcow2_format::{EncryptionMethod, Extensions, FormatError, Header, L1Entry, Snapshot};
 
 use crate::error::{Error, Result};
 use crate::lock::{ImageLock, LockMode, Locking};
+use crate::luks::{self, LuksVolume, Secret};
 use crate::notice::Notice;
+use crate::progress::JobContext;
 use crate::storage::{Identity, Storage};
 
 /// What a layer's bytes mean.
@@ -45,6 +49,9 @@ impl Format {
     }
 }
 
+/// Several times what the fastest machines write at QEMU's default of two seconds, in all eight slots; half a minute of work at most.
+const DEFAULT_KEY_ITERATIONS: u64 = 200_000_000;
+
 /// Bounds on what an image may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -54,6 +61,8 @@ pub struct Limits {
     pub max_memory: u64,
     /// Most layers of a chain.
     pub max_chain_depth: u32,
+    /// Most iterations of PBKDF2 that the key slots of one LUKS header may ask for in all.
+    pub max_key_iterations: u64,
 }
 
 impl Default for Limits {
@@ -62,6 +71,7 @@ impl Default for Limits {
             max_virtual_size: None,
             max_memory: 256 << 20,
             max_chain_depth: 200,
+            max_key_iterations: DEFAULT_KEY_ITERATIONS,
         }
     }
 }
@@ -77,10 +87,10 @@ pub struct LayerOptions {
     pub writable: bool,
     /// Bounds.
     pub limits: Limits,
-    /// Only what the header, its extensions, the snapshot table and the bitmap directory say is wanted: encrypted images open, the data
-    /// file is not needed. Such a layer cannot be part of a chain.
+    /// Only what the header, its extensions, the snapshot table and the bitmap directory say is wanted: neither key nor data file is needed.
+    /// Such a layer cannot be part of a chain.
     pub metadata_only: bool,
-    /// Open in spite of faults that a check reports: a damaged snapshot table, an L1 table that passes the end of the file, encryption.
+    /// Open in spite of faults that a check reports: a damaged snapshot table, an L1 table that passes the end of the file.
     pub for_check: bool,
 }
 
@@ -108,6 +118,8 @@ pub(crate) struct Image {
     pub(crate) snapshot_fault: Option<FormatError>,
     pub(crate) bitmaps: Vec<Bitmap>,
     pub(crate) bitmap_fault: Option<FormatError>,
+    /// The LUKS header, or why it cannot be used.
+    pub(crate) luks: Option<Result<LuksVolume>>,
 }
 
 /// One opened image or raw file, read-only.
@@ -115,6 +127,7 @@ pub(crate) struct Image {
 pub struct Layer {
     storage: Arc<dyn Storage>,
     data_file: Option<Arc<dyn Storage>>,
+    guest: GuestData,
     locks: Vec<ImageLock>,
     image: Option<Box<Image>>,
     virtual_size: u64,
@@ -126,7 +139,7 @@ impl Layer {
     /// Opens a qcow2 image. Nothing that it names is opened.
     ///
     /// # Errors
-    /// [`Error::Format`] for everything in header, extensions and tables that forbids reading, [`Error::Encrypted`], [`Error::Limit`],
+    /// [`Error::Format`] for everything in header, extensions and tables that forbids reading, [`Error::Limit`],
     /// [`Error::Locked`], [`Error::Io`].
     pub fn open_qcow2(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<Self> {
         open::qcow2(storage, options)
@@ -243,8 +256,65 @@ impl Layer {
         let (lock, notice) = ImageLock::acquire(storage.clone(), self.options.lock_mode(), self.options.locking)?;
         self.locks.push(lock);
         self.notices.extend(notice);
+        self.guest = self.guest.moved_to(storage.clone());
         self.data_file = Some(storage);
         Ok(())
+    }
+
+    /// How guest data is encrypted, if it is: `"aes"` or `"luks"`.
+    pub fn encryption(&self) -> Option<&'static str> {
+        match self.header()?.encryption {
+            EncryptionMethod::None => None,
+            EncryptionMethod::Aes => Some("aes"),
+            EncryptionMethod::Luks => Some("luks"),
+        }
+    }
+
+    /// The LUKS volume of an image that is encrypted with it.
+    ///
+    /// # Errors
+    /// Why it cannot be used: [`Error::Format`], [`Error::State`] with code `CIPHER_UNSUPPORTED`.
+    pub fn luks(&self) -> Result<Option<&LuksVolume>> {
+        match self.image.as_ref().and_then(|image| image.luks.as_ref()) {
+            None => Ok(None),
+            Some(Ok(volume)) => Ok(Some(volume)),
+            Some(Err(error)) => Err(error.again()),
+        }
+    }
+
+    /// Whether guest data is encrypted and its key is not known yet.
+    pub fn needs_key(&self) -> bool {
+        self.encryption().is_some() && !self.guest.is_encrypted()
+    }
+
+    /// Gives an encrypted image its key. `legacy`: the caller knows of the old method what is wrong with it, and wants it all the same; nothing tells
+    /// a wrong password there.
+    ///
+    /// # Errors
+    /// [`Error::State`] with code `WRONG_KEY`, `NOT_ENCRYPTED`, `LEGACY_ENCRYPTION` or `CIPHER_UNSUPPORTED`; [`Error::Format`] for a damaged LUKS header;
+    /// [`Error::Limit`] for more iterations than [`Limits::max_key_iterations`]; [`Error::Cancelled`], [`Error::Io`].
+    pub fn unlock(&mut self, secret: &Secret, legacy: bool, job: &JobContext) -> Result<()> {
+        let (cipher, count) = match self.encryption() {
+            None => return Err(self.state("NOT_ENCRYPTED", "the image is not encrypted")),
+            Some("aes") if !legacy => {
+                let reason = "the image is encrypted with the old AES-CBC method, which hides little: say that it is meant to be read";
+                return Err(self.state("LEGACY_ENCRYPTION", reason));
+            }
+            Some("aes") => (luks::legacy_cipher(secret)?, Count::Guest),
+            Some(_) => {
+                let volume = self.luks()?.ok_or(Error::Closed)?;
+                let most = self.options.limits.max_key_iterations;
+                let (key, _) = luks::unlock(&self.storage, volume, secret, most, job)?;
+                (luks::cipher(volume, &key)?, Count::Host)
+            }
+        };
+        self.set_cipher(Arc::new(GuestCipher::new(cipher, count)));
+        Ok(())
+    }
+
+    /// For whoever made the image, and so has its key.
+    pub(crate) fn set_cipher(&mut self, cipher: Arc<GuestCipher>) {
+        self.guest = GuestData::new(self.guest.storage().clone(), Some(cipher));
     }
 
     /// What tells the file apart.
@@ -252,9 +322,9 @@ impl Layer {
         self.storage.identity()
     }
 
-    /// Where guest clusters that are not compressed stand: the external data file, or the image itself.
-    pub(crate) fn data_storage(&self) -> &Arc<dyn Storage> {
-        self.data_file.as_ref().unwrap_or(&self.storage)
+    /// Where guest clusters that are not compressed stand: the external data file, or the image itself; and their cipher.
+    pub(crate) fn guest_data(&self) -> &GuestData {
+        &self.guest
     }
 
     pub(crate) fn image(&self) -> Option<&Image> {

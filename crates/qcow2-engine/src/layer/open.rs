@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use qcow2_format::bitmap::Bitmap;
 use qcow2_format::features::{autoclear, incompatible};
-use qcow2_format::{EncryptionMethod, Extensions, FormatError, Header, HostOffset, limits};
+use qcow2_format::{Extensions, FormatError, Header, HostOffset, limits};
 
-use super::{Image, Layer, LayerOptions, tables};
+use super::{GuestData, Image, Layer, LayerOptions, tables};
 use crate::error::{Error, Result};
 use crate::lock::{ImageLock, Locking};
+use crate::luks::LuksVolume;
 use crate::notice::Notice;
 use crate::progress::JobContext;
 use crate::repair::{RepairMode, RepairOptions, repair_locked};
@@ -24,6 +25,7 @@ pub(super) fn raw(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<L
     let virtual_size = length.checked_next_multiple_of(512).unwrap_or(length & !511);
     check_virtual_size(virtual_size, options)?;
     Ok(Layer {
+        guest: GuestData::new(storage.clone(), None),
         storage,
         data_file: None,
         locks,
@@ -92,13 +94,13 @@ pub(super) fn unlocked(
         Header::parse(&cluster).map_err(|e| file.fault(Extensions::unknown_features(&cluster).unwrap_or(e)))?;
     let extensions = Extensions::parse(&cluster, &header).map_err(|e| file.fault(e))?;
 
-    check_encryption(&header, &file, options)?;
     check_virtual_size(header.virtual_size(), options)?;
     note_features(&header, &extensions, &mut notices);
     note_refcount_table(&header, file.length, &mut notices);
     let (snapshots, snapshot_table_bytes, snapshot_fault) = snapshots(&header, &file, options, &mut notices)?;
     let (bitmaps, bitmap_fault) = bitmaps(&header, &extensions, &file, &mut notices)?;
     let l1 = tables::active_l1(&header, &file, options, &mut notices)?;
+    let luks = luks(&extensions, &storage);
     Ok(Layer {
         virtual_size: header.virtual_size(),
         image: Some(Box::new(Image {
@@ -111,7 +113,9 @@ pub(super) fn unlocked(
             snapshot_fault,
             bitmaps,
             bitmap_fault,
+            luks,
         })),
+        guest: GuestData::new(storage.clone(), None),
         storage,
         data_file: None,
         locks,
@@ -188,19 +192,10 @@ fn check_virtual_size(wanted: u64, options: &LayerOptions) -> Result<()> {
     }
 }
 
-fn check_encryption(header: &Header, file: &OpenFile<'_>, options: &LayerOptions) -> Result<()> {
-    let method = match header.encryption {
-        EncryptionMethod::None => return Ok(()),
-        EncryptionMethod::Aes => "aes",
-        EncryptionMethod::Luks => "luks",
-    };
-    if options.metadata_only || options.for_check {
-        return Ok(());
-    }
-    Err(Error::Encrypted {
-        path: file.storage.path().map(Into::into),
-        method,
-    })
+/// The LUKS header. One that cannot be used forbids to read guest data, and nothing else.
+fn luks(extensions: &Extensions, storage: &Arc<dyn Storage>) -> Option<Result<LuksVolume>> {
+    let place = extensions.encryption?;
+    Some(LuksVolume::read(storage, place.offset, place.length))
 }
 
 fn note_features(header: &Header, extensions: &Extensions, notices: &mut Vec<Notice>) {

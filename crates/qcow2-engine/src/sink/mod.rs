@@ -19,7 +19,7 @@ use crate::buffer::Buffer;
 use crate::error::Result;
 
 pub(crate) use disk::DiskSink;
-pub(crate) use qcow2::{ImageLayout, Qcow2Sink, encode_header};
+pub(crate) use qcow2::{Encryption, ImageLayout, Qcow2Sink, encode_header};
 pub(crate) use raw::RawSink;
 pub(crate) use refcounts::{internal, out_of_memory};
 

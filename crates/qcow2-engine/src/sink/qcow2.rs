@@ -1,19 +1,20 @@
 //! A qcow2 image, laid out from front to back:
 //!
 //! ```text
-//! header | L1 | guest clusters and L2 tables in guest order, refcount blocks between | last refcount blocks | refcount table
+//! header | L1 | LUKS header | guest clusters and L2 tables in guest order, refcount blocks between | last refcount blocks | refcount table
 //! ```
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use qcow2_format::{Extensions, Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Entry};
+use qcow2_format::{CryptoExtension, Extensions, Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Entry, Version};
 
 use super::allocate::Allocator;
 use super::append::{Appender, failed};
 use super::refcounts::{internal, out_of_memory};
 use super::{Chunk, Cluster, Preallocation, Sink, SinkReport};
 use crate::error::{Error, Result};
+use crate::layer::GuestCipher;
 use crate::storage::Storage;
 
 /// What the image to be laid out is.
@@ -30,10 +31,23 @@ pub(crate) struct ImageLayout {
     pub(crate) data_file_raw: bool,
 }
 
+/// What guest clusters are encrypted with, and the LUKS header that says so.
+#[derive(Debug)]
+pub(crate) struct Encryption {
+    /// Header and key material; none for the old method.
+    pub(crate) header: Vec<u8>,
+    /// Bytes that are kept for it.
+    pub(crate) length: u64,
+    pub(crate) cipher: Arc<GuestCipher>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Qcow2Sink {
     layout: ImageLayout,
+    cipher: Option<Arc<GuestCipher>>,
+    /// Bytes on their way into the cipher.
+    sealed: Vec<u8>,
     geometry: Geometry,
     allocator: Allocator,
     /// The external data file.
@@ -66,8 +80,10 @@ impl Qcow2Sink {
         layout: ImageLayout,
         (storage, fresh): (Arc<dyn Storage>, bool),
         data: Option<(Arc<dyn Storage>, bool)>,
+        encryption: Option<Encryption>,
         max_length: Option<u64>,
     ) -> Result<Self> {
+        let mut layout = layout;
         let geometry = layout.header.geometry;
         let entries = usize::try_from(geometry.l1_entries(layout.header.recorded_size)).unwrap_or(usize::MAX);
         let mut l1 = Vec::new();
@@ -78,8 +94,25 @@ impl Qcow2Sink {
         let mut allocator = Allocator::new(out, geometry, layout.header.refcount_order, max_length);
         // The header's cluster and the L1 table behind it.
         allocator.exactly(1 + geometry.clusters(8 * entries as u64))?;
+        if let Some(made) = encryption.as_ref().filter(|made| made.length > 0) {
+            let clusters = geometry.clusters(made.length);
+            // The refcount block between two tables may not lie inside this one.
+            let offset = allocator.exactly(clusters)?;
+            allocator.out.write(offset, &made.header)?;
+            if !fresh {
+                let written = made.header.len() as u64;
+                let rest = clusters * geometry.cluster_size() - written;
+                allocator.out.write_zeros(HostOffset(offset.0 + written), rest)?;
+            }
+            layout.extensions.encryption = Some(CryptoExtension {
+                offset,
+                length: made.length,
+            });
+        }
         Ok(Self {
             layout,
+            cipher: encryption.map(|made| made.cipher),
+            sealed: Vec::new(),
             geometry,
             allocator,
             fresh,
@@ -98,7 +131,26 @@ impl Qcow2Sink {
 
     /// Whether every byte of a stored cluster must be written, zeros included.
     fn writes_zeros(&self) -> bool {
-        !self.data_fresh || self.layout.preallocation == Preallocation::Full
+        !self.data_fresh || self.layout.preallocation == Preallocation::Full || self.bytes_tell()
+    }
+
+    /// Whether a hole in a stored cluster would read as something else than zeros.
+    fn bytes_tell(&self) -> bool {
+        self.cipher.is_some()
+    }
+
+    /// Whether reserved clusters need no bytes: their entries say zero, and the space was not asked to be written.
+    fn leaves_bytes(&self) -> bool {
+        self.bytes_tell() && self.says_zero() && self.data.is_none() && self.preallocation() != Preallocation::Full
+    }
+
+    fn preallocation(&self) -> Preallocation {
+        self.layout.preallocation
+    }
+
+    /// Whether a cluster can be stored and read as zeros whatever its bytes are.
+    fn says_zero(&self) -> bool {
+        self.layout.header.version == Version::V3
     }
 
     fn virtual_size(&self) -> u64 {
@@ -172,15 +224,19 @@ impl Qcow2Sink {
             self.open_table(self.geometry.l1_index(at))?;
             let (host, length) = self.hosts(at, (count - done).min(until_table_ends))?;
             self.set_entries(at, length, |number| entry(HostOffset(host.0 + number * cluster)))?;
-            if self.writes_zeros() {
-                self.write_zeros(host, length * cluster)?;
+            // Behind an entry that says zero the bytes do not matter.
+            if self.writes_zeros() && !self.leaves_bytes() {
+                self.write_zeros(at, host, length * cluster)?;
             }
             done += length;
         }
         Ok(())
     }
 
-    fn write_zeros(&mut self, host: HostOffset, length: u64) -> Result<()> {
+    fn write_zeros(&mut self, guest: GuestOffset, host: HostOffset, length: u64) -> Result<()> {
+        if self.cipher.is_some() {
+            return self.write_sealed_zeros(guest, host, length);
+        }
         match &mut self.data {
             Some(data) => {
                 let end = (host.0 + length).min(self.layout.header.recorded_size);
@@ -190,11 +246,49 @@ impl Qcow2Sink {
         }
     }
 
+    fn write_sealed_zeros(&mut self, guest: GuestOffset, host: HostOffset, length: u64) -> Result<()> {
+        let length = match self.data {
+            Some(_) => (host.0 + length)
+                .min(self.layout.header.recorded_size)
+                .saturating_sub(host.0),
+            None => length,
+        };
+        let cluster = self.geometry.cluster_size();
+        let mut done = 0;
+        while done < length {
+            let piece = cluster.min(length - done);
+            let mut sealed = std::mem::take(&mut self.sealed);
+            sealed.clear();
+            sealed.resize(usize::try_from(piece).unwrap_or(0), 0);
+            let outcome = self.write_sealed(GuestOffset(guest.0 + done), HostOffset(host.0 + done), &mut sealed);
+            self.sealed = sealed;
+            outcome?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Encrypts `bytes`, whole sectors, and writes them to where guest clusters stand.
+    fn write_sealed(&mut self, guest: GuestOffset, host: HostOffset, bytes: &mut [u8]) -> Result<()> {
+        let out = match &mut self.data {
+            Some(data) => data,
+            None => &mut self.allocator.out,
+        };
+        if let Some(cipher) = &self.cipher {
+            let outcome = cipher.encrypt(guest, host, bytes);
+            outcome.map_err(|source| failed("encrypt", &**out.storage(), source))?;
+        }
+        out.write(host, bytes)
+    }
+
     /// The entry of a cluster that has a place, and reads as zeros.
     fn reserved_zero(&self) -> impl Fn(HostOffset) -> L2Entry + use<> {
         let (geometry, backing, raw) = (self.geometry, self.layout.backing, self.layout.data_file_raw);
+        let says = self.bytes_tell() && self.says_zero();
         move |host| {
-            if !geometry.extended_l2() || raw {
+            if says && !geometry.extended_l2() && host.0 != 0 {
+                L2Entry::zero(Some(host), true, geometry)
+            } else if !geometry.extended_l2() || raw {
                 // The place reads as zeros by itself.
                 L2Entry::data(host, true, geometry)
             } else if backing {
@@ -273,6 +367,19 @@ impl Qcow2Sink {
     /// Writes `part` of the chunk; `whole`, which it is a part of, stands at `host`.
     fn write_part(&mut self, chunk: &Chunk, host: u64, whole: &Range<usize>, part: Range<usize>) -> Result<()> {
         let offset = HostOffset(host + (part.start - whole.start) as u64);
+        if self.cipher.is_some() {
+            let end = match self.data {
+                Some(_) => usize::try_from(chunk.length).unwrap_or(usize::MAX).min(part.end),
+                None => part.end,
+            };
+            let guest = GuestOffset(chunk.start.0 + part.start as u64);
+            let mut sealed = std::mem::take(&mut self.sealed);
+            sealed.clear();
+            sealed.extend_from_slice(chunk.bytes.get(part.start..end).unwrap_or_default());
+            let outcome = self.write_sealed(guest, offset, &mut sealed);
+            self.sealed = sealed;
+            return outcome;
+        }
         match &mut self.data {
             Some(data) => {
                 // The data file ends with the disk, not with its last cluster.

@@ -38,6 +38,16 @@ impl CallerMemory<'_> {
         }
     }
 
+    /// A Rust buffer, as if somebody had lent it.
+    pub fn of(bytes: &mut [u8]) -> CallerMemory<'_> {
+        CallerMemory {
+            // Of a slice it is never null.
+            pointer: NonNull::from(&mut *bytes).cast(),
+            length: bytes.len(),
+            lent: PhantomData,
+        }
+    }
+
     /// How many bytes there are.
     pub fn length(&self) -> usize {
         self.length

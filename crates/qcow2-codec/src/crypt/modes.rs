@@ -1,0 +1,229 @@
+//! The modes over any block cipher.
+
+use cipher::typenum::Unsigned;
+use cipher::consts::U16;
+use cipher::{Array, Block, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
+
+use super::iv::Iv;
+use super::{CipherAlgorithm, CipherMode, CryptError, SECTOR};
+
+/// Sectors whose tweaks are made with one call.
+const TWEAKS: usize = 128;
+/// Sectors that are encrypted with one call: four keep the processor's pipelines full.
+const BATCH: usize = 4;
+/// Blocks of a sector.
+const BLOCKS: usize = SECTOR / 16;
+
+/// Encrypts and decrypts whole sectors.
+pub(super) trait Sectors: Send + Sync {
+    fn encrypt(&self, first: u64, sectors: &mut [u8]);
+    fn decrypt(&self, first: u64, sectors: &mut [u8]);
+}
+
+/// Encrypts one block.
+pub(super) trait OneBlock: Send + Sync {
+    fn encrypt(&self, block: &mut [u8]);
+}
+
+/// A block cipher of any kind.
+pub(super) trait BlockCipher: BlockCipherEncrypt + BlockCipherDecrypt + KeyInit + Send + Sync {}
+impl<C: BlockCipherEncrypt + BlockCipherDecrypt + KeyInit + Send + Sync> BlockCipher for C {}
+
+struct Keyed<C>(C);
+
+impl<C: BlockCipher> OneBlock for Keyed<C> {
+    fn encrypt(&self, block: &mut [u8]) {
+        if let Ok(block) = <&mut Block<C>>::try_from(block) {
+            self.0.encrypt_block(block);
+        }
+    }
+}
+
+fn new<C: KeyInit>(key: &[u8]) -> Result<C, CryptError> {
+    C::new_from_slice(key).map_err(|_| CryptError::KeyLength {
+        length: key.len(),
+        wanted: C::key_size(),
+    })
+}
+
+macro_rules! dispatch {
+    ($algorithm:expr, $make:ident, $($argument:expr),*) => {
+        match $algorithm {
+            CipherAlgorithm::Aes128 => $make::<aes::Aes128>($($argument),*),
+            CipherAlgorithm::Aes192 => $make::<aes::Aes192>($($argument),*),
+            CipherAlgorithm::Aes256 => $make::<aes::Aes256>($($argument),*),
+            // Its key may have any length: that of the algorithm was checked.
+            CipherAlgorithm::Serpent128 | CipherAlgorithm::Serpent192 | CipherAlgorithm::Serpent256 => {
+                $make::<serpent::Serpent>($($argument),*)
+            }
+            CipherAlgorithm::Twofish128 | CipherAlgorithm::Twofish192 | CipherAlgorithm::Twofish256 => {
+                $make::<twofish::Twofish>($($argument),*)
+            }
+            CipherAlgorithm::Cast5_128 => narrow::<cast5::Cast5>($($argument),*),
+        }
+    };
+}
+
+/// A cipher of one block.
+pub(super) fn keyed(algorithm: CipherAlgorithm, key: &[u8]) -> Result<Box<dyn OneBlock>, CryptError> {
+    fn make<C: BlockCipher + 'static>(key: &[u8]) -> Result<Box<dyn OneBlock>, CryptError> {
+        Ok(Box::new(Keyed(new::<C>(key)?)))
+    }
+    use make as narrow;
+    dispatch!(algorithm, make, key)
+}
+
+/// A cipher of sectors. The length of `key` was checked.
+pub(super) fn sectors(
+    algorithm: CipherAlgorithm,
+    mode: CipherMode,
+    iv: Option<Iv>,
+    key: &[u8],
+) -> Result<Box<dyn Sectors>, CryptError> {
+    fn narrow<C: BlockCipher + 'static>(
+        mode: CipherMode,
+        iv: Option<Iv>,
+        key: &[u8],
+    ) -> Result<Box<dyn Sectors>, CryptError> {
+        match (mode, iv) {
+            (CipherMode::Cbc, Some(iv)) => Ok(Box::new(Cbc::<C> { cipher: new(key)?, iv })),
+            (CipherMode::Ecb, _) => Ok(Box::new(Ecb::<C>(new(key)?))),
+            _ => Err(CryptError::Unsupported {
+                what: "cipher mode",
+                name: mode.name().to_owned(),
+            }),
+        }
+    }
+    fn make<C: BlockCipher + BlockSizeUser<BlockSize = U16> + 'static>(
+        mode: CipherMode,
+        iv: Option<Iv>,
+        key: &[u8],
+    ) -> Result<Box<dyn Sectors>, CryptError> {
+        match (mode, iv) {
+            (CipherMode::Xts, Some(iv)) => {
+                let (data, tweak) = key.split_at(key.len() / 2);
+                Ok(Box::new(Xts::<C> {
+                    data: new(data)?,
+                    tweak: new(tweak)?,
+                    iv,
+                }))
+            }
+            (mode, iv) => narrow::<C>(mode, iv, key),
+        }
+    }
+    dispatch!(algorithm, make, mode, iv, key)
+}
+
+struct Ecb<C>(C);
+
+impl<C: BlockCipher> Sectors for Ecb<C> {
+    fn encrypt(&self, _first: u64, sectors: &mut [u8]) {
+        let (blocks, _) = Array::slice_as_chunks_mut(sectors);
+        self.0.encrypt_blocks(blocks);
+    }
+
+    fn decrypt(&self, _first: u64, sectors: &mut [u8]) {
+        let (blocks, _) = Array::slice_as_chunks_mut(sectors);
+        self.0.decrypt_blocks(blocks);
+    }
+}
+
+struct Cbc<C> {
+    cipher: C,
+    iv: Iv,
+}
+
+impl<C: BlockCipher> Cbc<C> {
+    fn vector(&self, sector: u64) -> Block<C> {
+        let mut vector = Block::<C>::default();
+        self.iv.fill(sector, &mut vector);
+        vector
+    }
+}
+
+impl<C: BlockCipher> Sectors for Cbc<C> {
+    fn encrypt(&self, first: u64, sectors: &mut [u8]) {
+        for (number, sector) in (first..).zip(sectors.chunks_exact_mut(SECTOR)) {
+            let mut before = self.vector(number);
+            let (blocks, _) = Array::<u8, C::BlockSize>::slice_as_chunks_mut(sector);
+            for block in blocks {
+                for (byte, before) in block.iter_mut().zip(&before) {
+                    *byte ^= before;
+                }
+                self.cipher.encrypt_block(block);
+                before = block.clone();
+            }
+        }
+    }
+
+    fn decrypt(&self, first: u64, sectors: &mut [u8]) {
+        let width = C::BlockSize::USIZE;
+        for (number, sector) in (first..).zip(sectors.chunks_exact_mut(SECTOR)) {
+            let mut before = [0; SECTOR];
+            let (vector, rest) = before.split_at_mut(width);
+            vector.copy_from_slice(&self.vector(number));
+            for (to, from) in rest.iter_mut().zip(&*sector) {
+                *to = *from;
+            }
+            let (blocks, _) = Array::<u8, C::BlockSize>::slice_as_chunks_mut(sector);
+            self.cipher.decrypt_blocks(blocks);
+            for (byte, before) in sector.iter_mut().zip(&before) {
+                *byte ^= before;
+            }
+        }
+    }
+}
+
+/// XTS (IEEE 1619) over sectors, which are whole blocks: no ciphertext is stolen.
+struct Xts<C> {
+    data: C,
+    tweak: C,
+    iv: Iv,
+}
+
+impl<C: BlockCipher + BlockSizeUser<BlockSize = U16>> Xts<C> {
+    #[inline(always)]
+    fn run(&self, first: u64, sectors: &mut [u8], work: impl Fn(&C, &mut [Block<C>])) {
+        let mut numbers = first..;
+        for group in sectors.chunks_mut(TWEAKS * SECTOR) {
+            let mut vectors = [[0u8; 16]; TWEAKS];
+            let count = group.len() / SECTOR;
+            let used = vectors.get_mut(..count).unwrap_or_default();
+            for (vector, number) in used.iter_mut().zip(&mut numbers) {
+                self.iv.fill(number, vector);
+            }
+            self.tweak.encrypt_blocks(Array::cast_slice_from_core_mut(used));
+            for (batch, vectors) in group.chunks_mut(BATCH * SECTOR).zip(used.chunks(BATCH)) {
+                let mut tweaks = [0u128; BATCH * BLOCKS];
+                for (vector, tweaks) in vectors.iter().zip(tweaks.chunks_exact_mut(BLOCKS)) {
+                    let mut tweak = u128::from_le_bytes(*vector);
+                    for place in tweaks {
+                        *place = tweak;
+                        tweak = (tweak << 1) ^ (0u128.wrapping_sub(tweak >> 127) & 0x87);
+                    }
+                }
+                let (blocks, _) = batch.as_chunks_mut::<16>();
+                mix(blocks, &tweaks);
+                work(&self.data, Array::cast_slice_from_core_mut(blocks));
+                mix(blocks, &tweaks);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn mix(blocks: &mut [[u8; 16]], tweaks: &[u128]) {
+    for (block, tweak) in blocks.iter_mut().zip(tweaks) {
+        *block = (u128::from_le_bytes(*block) ^ tweak).to_le_bytes();
+    }
+}
+
+impl<C: BlockCipher + BlockSizeUser<BlockSize = U16>> Sectors for Xts<C> {
+    fn encrypt(&self, first: u64, sectors: &mut [u8]) {
+        self.run(first, sectors, |cipher, blocks| cipher.encrypt_blocks(blocks));
+    }
+
+    fn decrypt(&self, first: u64, sectors: &mut [u8]) {
+        self.run(first, sectors, |cipher, blocks| cipher.decrypt_blocks(blocks));
+    }
+}
