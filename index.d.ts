@@ -286,6 +286,8 @@ export interface CreateSpec {
   nocow: boolean
   /** Extent size hint in bytes, where the file system has that. */
   extentSizeHint?: bigint
+  /** How guest data is encrypted. */
+  encryption?: EncryptionSpec
 }
 
 /** Makes the digest of a disk, whose handle stays open. Reports progress; completes with the digest. */
@@ -332,6 +334,26 @@ export interface DiskBitmapFacts {
   inconsistent: boolean
   /** Bytes that are dirty. */
   dirtyBytes: bigint
+}
+
+/** How a new image is encrypted. Names are those of QEMU's options. */
+export interface EncryptionSpec {
+  /** `luks`, or `aes` for the old method. */
+  method: string
+  /** The password; copied, and the copy is wiped. */
+  secret: Uint8Array
+  /** Such as `aes-256`. */
+  cipher: string
+  /** Such as `xts`. */
+  cipherMode: string
+  /** Such as `plain64`. */
+  ivGenerator: string
+  /** The hash of `essiv`. */
+  ivHash?: string
+  /** Such as `sha256`. */
+  hash: string
+  /** Milliseconds that one try of a password is to take. */
+  iterTime: number
 }
 
 /** An error, field by field. */
@@ -411,6 +433,16 @@ export interface IdentityFacts {
 /** Panics at a stage: `call`, `pool`, `job` or `completion`; `argument` does so outside of the call's own guard. */
 export declare function injectPanic(id: CallId, stage: string): void
 
+/** What a key slot says. */
+export interface KeySlotFacts {
+  /** Whether it holds the key. */
+  active: boolean
+  /** Iterations of its derivation. */
+  iterations: number
+  /** Bytes from the begin of the header to its material. */
+  keyOffset: number
+}
+
 /** What is known of a layer once it is open. Sizes in bytes. */
 export interface LayerFacts {
   /** Stands for the open layer. */
@@ -447,6 +479,8 @@ export interface LayerFacts {
   corrupt?: boolean
   /** How guest data is encrypted, if it is. */
   encryption?: 'aes' | 'luks'
+  /** What its LUKS header says. */
+  luks?: LuksFacts
   /** The recorded name of the backing file. */
   backingFile?: string
   /** Its recorded format. */
@@ -475,7 +509,7 @@ export interface LayerSpec {
   locking: string
   /** Written too: takes the locks of a writer, and its source must be writable. Default false. */
   writable?: boolean
-  /** Facts alone are wanted: an encrypted image opens too. */
+  /** Facts alone are wanted. */
   metadataOnly: boolean
   /** Keep going where `check` wants to report. */
   forCheck: boolean
@@ -485,6 +519,8 @@ export interface LayerSpec {
   maxMemory: number
   /** Most layers of a chain. */
   maxChainDepth: number
+  /** Most iterations of PBKDF2 for one LUKS header. None: the core's own bound. */
+  maxKeyIterations?: number
 }
 
 /** A range of the source that could not be read. Bytes. */
@@ -499,6 +535,28 @@ export interface LostFacts {
   errno: number
   /** Why. */
   reason: string
+}
+
+/** What a LUKS header says. */
+export interface LuksFacts {
+  /** Such as `aes-256`. */
+  cipher: string
+  /** Such as `xts`. */
+  cipherMode: string
+  /** Such as `plain64`. */
+  ivGenerator: string
+  /** The hash of `essiv`. */
+  ivHash?: string
+  /** Such as `sha256`. */
+  hash: string
+  /** As the header has it. */
+  uuid: string
+  /** Bytes from the begin of the header to its payload. */
+  payloadOffset: number
+  /** Iterations of the key's digest. */
+  digestIterations: number
+  /** All eight. */
+  slots: Array<KeySlotFacts>
 }
 
 /**
@@ -805,6 +863,12 @@ export interface TargetSpec {
  * `read` goes on from there. -1: the handle is not of an open disk, or the target does not reach that far.
  */
 export declare function tryRead(chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): number
+
+/**
+ * Gives an encrypted layer its key, which may take as long as its header asks for. Nobody else may be using the layer; failing closes it. `legacy`: the
+ * old method is meant. Completes with nothing.
+ */
+export declare function unlockLayer(id: CallId, layer: Handle, secret: Uint8Array, legacy: boolean): void
 
 /**
  * Verifies a disk, whose handle stays open, against a root, or against the leaves `runs` and `hashes` (as [`DigestFacts`] has them) that must

@@ -13,8 +13,8 @@ import { narrow } from './sizes.js'
 import { type Located, locate } from './source.js'
 import type { Job, Source } from './types.js'
 
-const { backingFiles, dataFile: _dataFile, bigint, locking, limits, cache } = OPEN_RULES
-const OPENING = { backingFiles, bigint, locking, limits, cache }
+const { backingFiles, dataFile: _dataFile, bigint, locking, secret, legacy, limits, cache } = OPEN_RULES
+const OPENING = { backingFiles, bigint, locking, secret, legacy, limits, cache }
 const RULES = {
   ...JOB_RULES,
   ...OPENING,

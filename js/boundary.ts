@@ -2,7 +2,7 @@
  * The native functions as the façade uses them. `index.d.ts` is what the addon really has; js/native.ts joins the two.
  */
 
-import type { CacheMode, Compression, Format, Preallocation } from './types.js'
+import type { CacheMode, Compression, Format, LuksInfo, Preallocation } from './types.js'
 
 /** An opened layer, chain or memory storage. */
 export type Handle = number
@@ -29,13 +29,26 @@ export interface LayerSpec {
   locking: 'auto' | 'on' | 'off'
   /** Is it written too? Default false. */
   writable?: boolean
-  /** Facts alone are wanted: an encrypted image opens too. */
+  /** Facts alone are wanted: nothing that needs a key or a data file. */
   metadataOnly: boolean
   /** Keep going where `check` wants to report. */
   forCheck: boolean
   maxVirtualSize?: bigint
   maxMemory: number
   maxChainDepth: number
+  maxKeyIterations?: number
+}
+
+/** How a new image is encrypted. */
+export interface EncryptionSpec {
+  method: 'luks' | 'aes'
+  secret: Uint8Array
+  cipher: string
+  cipherMode: string
+  ivGenerator: string
+  ivHash?: string
+  hash: string
+  iterTime: number
 }
 
 /** What is changed of an image's format; what is left out stays. */
@@ -81,6 +94,7 @@ export interface LayerFacts {
   dirty?: boolean
   corrupt?: boolean
   encryption?: 'aes' | 'luks'
+  luks?: LuksInfo
   backingFile?: string
   backingFormat?: string
   /** The recorded name of the data file. */
@@ -161,6 +175,7 @@ export interface CreateSpec {
   dataFileRaw: boolean
   nocow: boolean
   extentSizeHint?: bigint
+  encryption?: EncryptionSpec
 }
 
 /** What was made. */
@@ -339,6 +354,7 @@ export interface Addon {
   probeFormat(id: number, source: SourceSpec): void
   openLayer(id: number, source: SourceSpec, options: LayerSpec): void
   attachDataFile(id: number, layer: Handle, source: SourceSpec): void
+  unlockLayer(id: number, layer: Handle, secret: Uint8Array, legacy: boolean): void
   openChain(id: number, layers: Handle[], options: { snapshot?: string; cacheBytes: number; maxChainDepth: number; withoutBacking?: boolean }): void
   read(id: number, chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): void
   tryRead(chain: Handle, target: Uint8Array, offset: number, length: number, positionLow: number, positionHigh: number): number

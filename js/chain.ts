@@ -8,9 +8,10 @@ import { Qcow2Error } from './errors.js'
 import { nameOf, type Passage, pathOf, printable, refuseReplaced } from './gate.js'
 import { withHolder } from './holders.js'
 import { call } from './native.js'
+import { withSecret } from './secret.js'
 import type { Settings } from './settings.js'
 import { beside, type Located } from './source.js'
-import type { Format, LayerDescription, NamedFile } from './types.js'
+import type { Format, LayerDescription, NamedFile, Secret } from './types.js'
 
 /** A layer that is part of an opened chain. */
 export interface OpenedLayer {
@@ -130,6 +131,7 @@ async function openOne(step: Step, layers: OpenedLayer[], settings: Settings): P
   refuseLoop(layers)
   refuseNamesOfProbed(facts, description, settings)
   if (facts.needsDataFile === true) await attachDataFile(layers, description, step.writable, settings)
+  if (facts.encryption && settings.secret !== undefined) await unlock(facts, description, settings.secret, settings)
   return { facts, description }
 }
 
@@ -145,6 +147,12 @@ function openLayer(step: Step, depth: number, settings: Settings): Promise<Layer
     { signal: settings.signal },
   )
   return depth === 0 ? opened : opened.catch((error) => Promise.reject(inRole(error, 'backing', depth)))
+}
+
+/** Gives an encrypted layer its key. Without one it waits until somebody wants to read guest data. */
+async function unlock({ handle }: LayerFacts, layer: LayerDescription, secret: Secret, { legacy, signal }: Settings): Promise<void> {
+  const opened = withSecret(secret, layer, (bytes) => call<boolean>((addon, id) => addon.unlockLayer(id, handle, bytes, legacy), { signal }))
+  await opened.catch((error) => Promise.reject(layer.depth === 0 ? error : inRole(error, 'backing', layer.depth)))
 }
 
 /** Asks the gate about the backing file of a layer. */

@@ -18,8 +18,8 @@ import type { Job, Source } from './types.js'
 
 const realpath = promisify(fs.realpath.native)
 
-const { format, backingFiles, dataFile, bigint, locking, limits, cacheSize, cache } = OPEN_RULES
-const OPENING = { format, backingFiles, dataFile, bigint, locking, limits, cacheSize, cache }
+const { format, backingFiles, dataFile, bigint, locking, secret, legacy, limits, cacheSize, cache } = OPEN_RULES
+const OPENING = { format, backingFiles, dataFile, bigint, locking, secret, legacy, limits, cacheSize, cache }
 const RULES = { ...JOB_RULES, ...OPENING, base: text, drop: flag, rateLimit: size }
 
 type Options = Checked<typeof RULES>

@@ -13,6 +13,7 @@ import type { ConvertOptions, ConvertResult, LostRange } from './job-types.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, text } from './options.js'
 import { worded } from './refusals.js'
+import { withEncryption } from './secret.js'
 import { format, limits, type OPEN_RULES, SOURCE_RULES, settingsOf, sourceRule } from './settings.js'
 import { kindOf, narrow } from './sizes.js'
 import { beside, type Located, type LocatedTarget, locateAll, locateTarget, releaseAll } from './source.js'
@@ -125,7 +126,11 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
       // What the pipeline hands over is plain content: the image that is there keeps its own form.
       spec.create = createSpec({}, 'raw', to)
     }
-    const facts = await worded(call<ConvertFacts>((addon, id) => addon.convert(id, sources, target, spec), control))
+    const converted = withEncryption(options.encryption, (encryption) => {
+      const whole = encryption === undefined ? spec : { ...spec, create: { ...spec.create, encryption } }
+      return call<ConvertFacts>((addon, id) => addon.convert(id, sources, target, whole), control)
+    })
+    const facts = await worded(converted)
     if (target.disk !== undefined) {
       // What was written is durable, and the image's bitmaps are stored, only when closing has succeeded.
       const disk = chains.pop() as OpenedChain

@@ -14,6 +14,7 @@ import type { CreateOptions, CreateResult } from './job-types.js'
 import { call } from './native.js'
 import { checkOptions, flag, signal, size } from './options.js'
 import { worded } from './refusals.js'
+import { withEncryption } from './secret.js'
 import { format, layerSettings } from './settings.js'
 import { narrow } from './sizes.js'
 import { beside, type LocatedTarget, locateTarget } from './source.js'
@@ -55,11 +56,11 @@ export function create(target: Target, options?: CreateOptions): Promise<CreateR
       const backing = checked.backingUnchecked ? undefined : await backingSize(located, spec, closing, checked.signal)
       const bytes = checked.size ?? backing
       if (bytes === undefined) throw invalid('size', 'size must be given: there is no backing file to take it from')
-      const facts = await worded(
-        call<CreateFacts>((addon, id) => addon.create(id, targetSpec(located, checked), { ...spec, size: roundUp(bytes) }), {
-          signal: checked.signal,
-        }),
-      )
+      const made = withEncryption(checked.encryption, (encryption) => {
+        const whole = { ...spec, size: roundUp(bytes), ...(encryption === undefined ? {} : { encryption }) }
+        return call<CreateFacts>((addon, id) => addon.create(id, targetSpec(located, checked), whole), { signal: checked.signal })
+      })
+      const facts = await worded(made)
       return withoutAbsent({
         path: located.path,
         format: spec.format,

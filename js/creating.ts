@@ -7,6 +7,7 @@ import { invalid, Qcow2Error } from './errors.js'
 import { hasProtocol } from './gate.js'
 import { sync } from './native.js'
 import { type Checked, flag, memorySize, oneOf, type Rule, size, text } from './options.js'
+import { encryption } from './secret.js'
 import { cacheMode, format } from './settings.js'
 import { kindOf } from './sizes.js'
 import { beside, type LocatedTarget } from './source.js'
@@ -41,6 +42,7 @@ export const IMAGE_RULES = {
   dataFileRaw: flag,
   nocow: flag,
   extentSizeHint: size,
+  encryption,
 }
 
 /** How its file is made. */
@@ -58,6 +60,7 @@ const ONLY_QCOW2 = [
   'backingFormat',
   'dataFile',
   'dataFileRaw',
+  'encryption',
 ] as const
 
 type ImageOptions = Checked<typeof IMAGE_RULES>

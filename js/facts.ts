@@ -6,7 +6,7 @@ import type { LayerFacts, SnapshotFacts } from './boundary.js'
 import type { OpenedLayer } from './chain.js'
 import { exact } from './sizes.js'
 import { beside } from './source.js'
-import type { ChainLayer, ImageInfo, Notice, SnapshotInfo } from './types.js'
+import type { ChainLayer, ImageInfo, LuksInfo, Notice, SnapshotInfo } from './types.js'
 
 /** One layer of an opened chain. */
 export function chainLayer({ facts, path, dataFile }: OpenedLayer, depth: number, bigint: boolean): ChainLayer {
@@ -56,7 +56,13 @@ export function imageInfo(facts: LayerFacts, path: string | undefined, bigint: b
     dataFile: facts.dataFile,
     dataFileRaw: facts.needsDataFile ? facts.dataFileRaw : undefined,
     encryption: facts.encryption,
+    luks: facts.luks === undefined || facts.luks === null ? undefined : luksInfo(facts.luks),
   })
+}
+
+/** A LUKS header, in plain objects. */
+function luksInfo({ slots, ...rest }: LuksInfo): LuksInfo {
+  return withoutAbsent({ ...rest, slots: slots.map((slot) => ({ ...slot })) })
 }
 
 /** An internal snapshot. */

@@ -2,7 +2,19 @@
  * The shapes of the calls that make, copy and judge images: options in, results out.
  */
 
-import type { ByteCount, CacheMode, Compression, Format, JobOptions, Limits, OpenOptions, Preallocation, SizeOption, SourceOptions } from './types.js'
+import type {
+  ByteCount,
+  CacheMode,
+  Compression,
+  Format,
+  JobOptions,
+  Limits,
+  NewEncryption,
+  OpenOptions,
+  Preallocation,
+  SizeOption,
+  SourceOptions,
+} from './types.js'
 
 /**
  * Options of a new image. Numbers of the format are checked against compat and each other. Where `backing` may lie is not restricted:
@@ -38,6 +50,8 @@ export interface CreateOptions {
   nocow?: boolean
   /** Extent size hint in bytes, where the file system has it; 0 for none. */
   extentSizeHint?: SizeOption
+  /** Guest data is encrypted. Not together with compression or `dataFileRaw`. */
+  encryption?: NewEncryption
   /** Replace an existing file. Default false: `ERR_QCOW2_EXISTS`. */
   overwrite?: boolean
   /** Sync the file and its folder before the call resolves. Default false. */
@@ -232,7 +246,7 @@ export interface RepairResult {
 /** Options of {@link commit}. */
 export interface CommitOptions
   extends JobOptions,
-    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cacheSize' | 'cache'> {
+    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'secret' | 'legacy' | 'limits' | 'cacheSize' | 'cache'> {
   /**
    * The layer that is written to: its path, or its name as the layer above it records it (a relative one begins at that layer's folder, too). Default:
    * the backing file of the image. Given, the image is not emptied.
@@ -265,7 +279,7 @@ export interface CommitResult {
 /** Options of {@link rebase}. */
 export interface RebaseOptions
   extends JobOptions,
-    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cacheSize' | 'cache'> {
+    Pick<OpenOptions, 'format' | 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'secret' | 'legacy' | 'limits' | 'cacheSize' | 'cache'> {
   /** Name of the new backing file as it is recorded, relative to the image's folder; `null`: none. */
   backing: string | null
   /** Its format; required unless `backing` is `null`. */
@@ -331,7 +345,9 @@ export interface DdOptions extends JobOptions {
 }
 
 /** Options of {@link amend}. What is left out stays as it is. */
-export interface AmendOptions extends JobOptions, Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'limits' | 'cache'> {
+export interface AmendOptions
+  extends JobOptions,
+    Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'secret' | 'legacy' | 'limits' | 'cache'> {
   /** Version of the format: `'0.10'` (`'v2'`) or `'1.1'` (`'v3'`). */
   compat?: '1.1' | '0.10' | 'v3' | 'v2'
   /** Width of a refcount in bits: 1, 2, 4, 8, 16, 32 or 64. Another one rebuilds the refcount structure. */

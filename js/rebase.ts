@@ -14,8 +14,8 @@ import { narrow } from './sizes.js'
 import { beside, type Located, locate } from './source.js'
 import type { Job, Source } from './types.js'
 
-const { format, backingFiles, dataFile, bigint, locking, limits, cacheSize, cache } = OPEN_RULES
-const OPENING = { format, backingFiles, dataFile, bigint, locking, limits, cacheSize, cache }
+const { format, backingFiles, dataFile, bigint, locking, secret, legacy, limits, cacheSize, cache } = OPEN_RULES
+const OPENING = { format, backingFiles, dataFile, bigint, locking, secret, legacy, limits, cacheSize, cache }
 const nameOrNull: Rule<string | null> = (value, name) => (value === null ? null : text(value, name))
 const RULES = { ...JOB_RULES, ...OPENING, backing: nameOrNull, backingFormat: oneFormat, unsafe: flag, compress: flag }
 

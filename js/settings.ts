@@ -6,13 +6,20 @@ import type { LayerSpec } from './boundary.js'
 import { invalid } from './errors.js'
 import { type Gate, gate, sameDirectory } from './gate.js'
 import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, type Rules, signal, size, text } from './options.js'
+import { secret } from './secret.js'
 import { kindOf } from './sizes.js'
-import type { CacheMode, Format } from './types.js'
+import type { CacheMode, Format, Secret } from './types.js'
 
 /** The rule for every option that names a format. */
 export const format = oneOf('qcow2', 'raw')
 
-const LIMITS = { maxVirtualSize: size, maxChainDepth: integer(1, 200), maxMemory: memorySize(1 << 20), maxOutputSize: size }
+const LIMITS = {
+  maxVirtualSize: size,
+  maxChainDepth: integer(1, 200),
+  maxMemory: memorySize(1 << 20),
+  maxOutputSize: size,
+  maxKeyIterations: integer(1, Number.MAX_SAFE_INTEGER),
+}
 
 /** The rule for `limits`. */
 export const limits: Rule<Checked<typeof LIMITS>> = (value, name) => checkOptions('this call', value, LIMITS, `${name}.`)
@@ -27,6 +34,8 @@ export const SOURCE_RULES = {
   bigint: flag,
   forceShare: flag,
   locking: oneOf('auto', 'on', 'off'),
+  secret,
+  legacy: flag,
   limits,
   cacheSize: memorySize(1 << 16),
   cache: cacheMode,
@@ -50,6 +59,9 @@ export interface Settings {
   writable: boolean
   gate: Gate
   dataFile: boolean | string
+  secret: Secret | undefined
+  /** The old encryption is meant. */
+  legacy: boolean
   bigint: boolean
   cacheBytes: number
   cache: CacheMode
@@ -73,6 +85,8 @@ export function settingsOf(checked: Checked<typeof OPEN_RULES>): Settings {
     snapshot: checked.snapshot,
     gate: checked.backingFiles ?? sameDirectory,
     dataFile: checked.dataFile ?? false,
+    secret: checked.secret,
+    legacy: checked.legacy ?? false,
     bigint: checked.bigint ?? false,
     cache: checked.cache ?? 'writeback',
     cacheBytes: checked.cacheSize ?? 64 << 20,
@@ -89,6 +103,7 @@ export function layerSettings(checked: Pick<Checked<typeof OPEN_RULES>, 'forceSh
     locking: checked.locking ?? 'auto',
     maxMemory: bounds.maxMemory ?? 256 << 20,
     maxChainDepth: bounds.maxChainDepth ?? 200,
+    ...(bounds.maxKeyIterations === undefined ? {} : { maxKeyIterations: bounds.maxKeyIterations }),
     ...(bounds.maxVirtualSize === undefined ? {} : { maxVirtualSize: bounds.maxVirtualSize }),
   }
 }

@@ -27,6 +27,8 @@ export interface Limits {
   maxMemory?: SizeOption
   /** Most bytes that a conversion may write. Default: none. */
   maxOutputSize?: SizeOption
+  /** Most iterations of PBKDF2 that the key slots of one image may ask for in all: they are tried one after the other. Default 200,000,000. */
+  maxKeyIterations?: number
 }
 
 /** A file that an image names, as its layer recorded it. */
@@ -109,6 +111,34 @@ export type Source = string | URL | Uint8Array | FileWindow | MemoryStorage | Ze
  */
 export type CacheMode = 'writeback' | 'writethrough' | 'none' | 'directsync' | 'unsafe'
 
+/**
+ * A password: its bytes, a file that holds nothing else (no line break either), or a function that is asked for each encrypted layer, and answers its
+ * bytes, or nothing if it has none for it. Never text, which cannot be wiped from memory. The bytes are copied at the call, and the copy is wiped; yours are yours.
+ */
+export type Secret = Uint8Array | { file: string } | ((layer?: LayerDescription) => Uint8Array | undefined | Promise<Uint8Array | undefined>)
+
+/** How a new image is encrypted: its guest data, not its tables (docs/encryption.md). Names are those of QEMU's options. */
+export interface NewEncryption {
+  /** The password that opens it. */
+  secret: Secret
+  /** `'luks'` (default), or `'aes'`: the old method of qcow2, for programs that know no better; it needs `legacy`. */
+  format?: 'luks' | 'aes'
+  /** The old method is meant. */
+  legacy?: boolean
+  /** `'aes-256'` (default), `'aes-128'`, `'aes-192'`, `'serpent-…'`, `'twofish-…'`, `'cast5-128'`. */
+  cipher?: string
+  /** `'xts'` (default), `'cbc'` or `'ecb'`. */
+  cipherMode?: string
+  /** `'plain64'` (default), `'plain'` or `'essiv'`. */
+  ivGenerator?: string
+  /** The hash of `'essiv'`. Default `'sha256'`. */
+  ivHash?: string
+  /** `'sha256'` (default), `'sha1'`, `'sha224'`, `'sha384'`, `'sha512'` or `'ripemd160'`. */
+  hash?: string
+  /** Milliseconds of this machine's processor that one try of a password is to take. Default 2000. */
+  iterTime?: number
+}
+
 /** Options that every call which reads an image takes. */
 export interface OpenOptions {
   /** `'qcow2'` (default) or `'raw'`. */
@@ -130,6 +160,10 @@ export interface OpenOptions {
   forceShare?: boolean
   /** `'auto'` (default): locks where the system has them; `'on'`: fail where it has not; `'off'`. */
   locking?: 'auto' | 'on' | 'off'
+  /** The password of encrypted layers. Each that is encrypted needs one; where they differ, a function tells them apart by `layer.depth`. */
+  secret?: Secret
+  /** Images that are encrypted with the old AES-CBC method are opened too. Nothing tells a wrong password there. Default false. */
+  legacy?: boolean
   limits?: Limits
   /** Bytes that are kept in memory of what was read: decoded clusters (half of it, but at least one), tables, and where things are. Default 64 MiB. */
   cacheSize?: SizeOption
@@ -270,7 +304,24 @@ export interface ImageInfo<N extends ByteCount = ByteCount> {
   dataFile?: string
   dataFileRaw?: boolean
   encryption?: 'aes' | 'luks'
+  /** What the LUKS header of a `'luks'` image says; absent if its cipher is not known here. */
+  luks?: LuksInfo
   notices: Notice[]
+}
+
+/** A LUKS1 header. Offsets are bytes from its begin. */
+export interface LuksInfo {
+  cipher: string
+  cipherMode: string
+  ivGenerator: string
+  ivHash?: string
+  hash: string
+  uuid: string
+  payloadOffset: number
+  /** Iterations of the digest that tells the master key. */
+  digestIterations: number
+  /** The eight key slots. */
+  slots: { active: boolean; iterations: number; keyOffset: number }[]
 }
 
 /** Options of {@link info}. */

@@ -149,7 +149,10 @@ impl LuksHeader {
                 "its material overlaps the header"
             } else if self.payload != 0 && end(slot) > self.payload {
                 "its material overlaps the payload"
-            } else if above.into_iter().any(|other| slot.material < end(other) && other.material < end(slot)) {
+            } else if above
+                .into_iter()
+                .any(|other| slot.material < end(other) && other.material < end(slot))
+            {
                 "its material overlaps that of another slot"
             } else if slot.active && slot.iterations == 0 {
                 "it has no iterations"
@@ -287,17 +290,28 @@ mod tests {
             (|b| b[212..216].fill(0), 208, "ERR_QCOW2_LUKS_KEY_SLOT"),
             (|b| b[256 + 44] = 1, 256, "ERR_QCOW2_LUKS_KEY_SLOT"),
             (|b| b[208 + 43] = 0, 208, "ERR_QCOW2_LUKS_KEY_SLOT"),
-            (|b| b[256 + 40..256 + 44].copy_from_slice(&9u32.to_be_bytes()), 208, "ERR_QCOW2_LUKS_KEY_SLOT"),
+            (
+                |b| b[256 + 40..256 + 44].copy_from_slice(&9u32.to_be_bytes()),
+                208,
+                "ERR_QCOW2_LUKS_KEY_SLOT",
+            ),
             (|b| b[544 + 40..544 + 44].fill(0xff), 544, "ERR_QCOW2_LUKS_KEY_SLOT"),
         ];
         for (number, (damage, offset, code)) in damages.iter().enumerate() {
             let mut bytes = header().encode();
             damage(&mut bytes);
             let error = LuksHeader::parse(&bytes, 0x1000, 1 << 30).unwrap_err();
-            assert_eq!((error.code(), error.offset()), (*code, Some(0x1000 + offset)), "damage {number}");
+            assert_eq!(
+                (error.code(), error.offset()),
+                (*code, Some(0x1000 + offset)),
+                "damage {number}"
+            );
         }
         let bytes = header().encode();
         assert!(LuksHeader::parse(&bytes[..591], 0, 1 << 30).is_err());
-        assert!(LuksHeader::parse(&bytes, 0, 2_068_479).is_err(), "a payload behind the end");
+        assert!(
+            LuksHeader::parse(&bytes, 0, 2_068_479).is_err(),
+            "a payload behind the end"
+        );
     }
 }

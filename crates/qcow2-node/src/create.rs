@@ -5,6 +5,7 @@ use napi::bindgen_prelude::BigInt;
 use qcow2_engine::{CreateOptions, CreateReport, Error, NewDataFile, Preallocation, create as make};
 
 use crate::call::accept;
+use crate::encryption::EncryptionSpec;
 use crate::numbers::{unsigned, whole};
 use crate::outbox::{CallId, Outcome};
 use crate::pool::Lane;
@@ -46,6 +47,8 @@ pub struct CreateSpec {
     pub nocow: bool,
     /// Extent size hint in bytes, where the file system has that.
     pub extent_size_hint: Option<BigInt>,
+    /// How guest data is encrypted.
+    pub encryption: Option<EncryptionSpec>,
 }
 
 /// What was made. Sizes in bytes.
@@ -63,8 +66,11 @@ pub fn create(env: Env, id: CallId, target: TargetSpec, options: CreateSpec) -> 
     accept(&env, id, |call| {
         let place = target.accept(call)?;
         let options = options.accept(&target)?;
-        // Preallocation, and what was not empty before, can take as long as a conversion; a sync as long as the device likes.
-        let brief = options.preallocation == Preallocation::Off && !target.durable && !target.in_place;
+        // Preallocation, a key, and what was not empty before, can take as long as a conversion; a sync as long as the device likes.
+        let brief = options.preallocation == Preallocation::Off
+            && options.encryption.is_none()
+            && !target.durable
+            && !target.in_place;
         let lane = if brief { Lane::Short } else { Lane::Long };
         call.run(lane, move |job| {
             let CreateReport {
@@ -119,6 +125,7 @@ impl CreateSpec {
             preallocation: preallocation_named(&self.preallocation)?,
             data_file,
             data_file_raw: self.data_file_raw,
+            encryption: self.encryption.map(EncryptionSpec::accept).transpose()?,
             nocow: self.nocow,
             extent_size_hint: hint.transpose()?,
             cache: cache_named(target.cache.as_deref())?,

@@ -6,10 +6,11 @@ use napi::Env;
 use napi::bindgen_prelude::BigInt;
 use qcow2_engine::storage::Storage;
 use qcow2_engine::{Error, Format, Layer, LayerOptions, Limits, Locking};
+use qcow2_format::Version;
 use qcow2_format::features::{autoclear, compatible, incompatible};
-use qcow2_format::{EncryptionMethod, Version};
 
 use crate::call::accept;
+use crate::encryption::LuksFacts;
 use crate::handles::{Handle, Resource};
 use crate::listing::{BitmapFacts, NoticeFacts, SnapshotFacts};
 use crate::numbers::{unsigned, whole};
@@ -29,7 +30,7 @@ pub struct LayerSpec {
     pub locking: String,
     /// Written too: takes the locks of a writer, and its source must be writable. Default false.
     pub writable: Option<bool>,
-    /// Facts alone are wanted: an encrypted image opens too.
+    /// Facts alone are wanted.
     pub metadata_only: bool,
     /// Keep going where `check` wants to report.
     pub for_check: bool,
@@ -39,6 +40,8 @@ pub struct LayerSpec {
     pub max_memory: f64,
     /// Most layers of a chain.
     pub max_chain_depth: u32,
+    /// Most iterations of PBKDF2 for one LUKS header. None: the core's own bound.
+    pub max_key_iterations: Option<f64>,
 }
 
 /// What is known of a layer once it is open. Sizes in bytes.
@@ -81,6 +84,8 @@ pub struct LayerFacts {
     /// How guest data is encrypted, if it is.
     #[napi(ts_type = "'aes' | 'luks'")]
     pub encryption: Option<String>,
+    /// What its LUKS header says.
+    pub luks: Option<LuksFacts>,
     /// The recorded name of the backing file.
     pub backing_file: Option<String>,
     /// Its recorded format.
@@ -170,6 +175,10 @@ impl LayerSpec {
             max_virtual_size: unsigned("maxVirtualSize", self.max_virtual_size.as_ref())?,
             max_memory: whole("maxMemory", self.max_memory)?,
             max_chain_depth: self.max_chain_depth,
+            max_key_iterations: match self.max_key_iterations {
+                Some(most) => whole("maxKeyIterations", most)?,
+                None => Limits::default().max_key_iterations,
+            },
         })
     }
 
@@ -222,11 +231,9 @@ impl LayerFacts {
             extended_l2: has(incompatible::EXTENDED_L2),
             dirty: has(incompatible::DIRTY),
             corrupt: has(incompatible::CORRUPT),
-            encryption: header.and_then(|header| match header.encryption {
-                EncryptionMethod::None => None,
-                EncryptionMethod::Aes => word("aes"),
-                EncryptionMethod::Luks => word("luks"),
-            }),
+            encryption: layer.encryption().and_then(word),
+            // One with a cipher that is not known here has facts all the same.
+            luks: layer.luks().ok().flatten().map(LuksFacts::of),
             backing_file: names.and_then(|names| names.backing_name.clone()),
             backing_format: names.and_then(|names| names.backing_format.clone()),
             data_file: names.and_then(|names| names.data_file.clone()),

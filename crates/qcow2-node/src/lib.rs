@@ -23,6 +23,7 @@ mod convert;
 mod create;
 mod digest;
 mod disk;
+mod encryption;
 mod error;
 mod handles;
 mod instance;

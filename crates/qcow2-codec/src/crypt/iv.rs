@@ -41,10 +41,7 @@ impl Iv {
 }
 
 /// The cipher that makes the vectors: of the same family, with the digest as its key.
-pub(super) fn essiv_algorithm(
-    algorithm: CipherAlgorithm,
-    hash: HashAlgorithm,
-) -> Result<CipherAlgorithm, CryptError> {
+pub(super) fn essiv_algorithm(algorithm: CipherAlgorithm, hash: HashAlgorithm) -> Result<CipherAlgorithm, CryptError> {
     let known = CipherAlgorithm::with_key(algorithm.family(), hash.digest_len());
     known
         .filter(|known| known.block_len() == 16)

@@ -119,7 +119,9 @@ impl CipherMode {
 
     /// The mode of that name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Ecb, Self::Cbc, Self::Xts].into_iter().find(|known| known.name() == name)
+        [Self::Ecb, Self::Cbc, Self::Xts]
+            .into_iter()
+            .find(|known| known.name() == name)
     }
 }
 
@@ -178,10 +180,17 @@ impl CipherSpec {
     /// # Errors
     /// [`CryptError::Unsupported`] with the name that is not known here.
     pub fn parse(cipher: &str, mode: &str, key_bytes: usize) -> Result<Self, CryptError> {
-        let unsupported = |what, name: &str| CryptError::Unsupported { what, name: name.to_owned() };
+        let unsupported = |what, name: &str| CryptError::Unsupported {
+            what,
+            name: name.to_owned(),
+        };
         let (mode_name, iv_name) = mode.split_once('-').ok_or_else(|| unsupported("cipher mode", mode))?;
         let mode = CipherMode::named(mode_name).ok_or_else(|| unsupported("cipher mode", mode_name))?;
-        let one = if mode == CipherMode::Xts { key_bytes / 2 } else { key_bytes };
+        let one = if mode == CipherMode::Xts {
+            key_bytes / 2
+        } else {
+            key_bytes
+        };
         let algorithm = CipherAlgorithm::with_key(cipher, one);
         let whole = mode != CipherMode::Xts || key_bytes.is_multiple_of(2);
         let algorithm = algorithm

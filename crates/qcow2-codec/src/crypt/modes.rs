@@ -1,7 +1,7 @@
 //! The modes over any block cipher.
 
-use cipher::typenum::Unsigned;
 use cipher::consts::U16;
+use cipher::typenum::Unsigned;
 use cipher::{Array, Block, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
 
 use super::iv::Iv;

@@ -14,7 +14,9 @@ pub struct SectorCipher {
 
 impl fmt::Debug for SectorCipher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SectorCipher").field("spec", &self.spec).finish_non_exhaustive()
+        f.debug_struct("SectorCipher")
+            .field("spec", &self.spec)
+            .finish_non_exhaustive()
     }
 }
 

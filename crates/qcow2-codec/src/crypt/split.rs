@@ -43,7 +43,9 @@ fn mix(hash: HashAlgorithm, sum: &mut [u8], stripe: &[u8]) {
     }
     let mut before = Zeroizing::new([0u8; 64]);
     for (number, part) in (0u32..).zip(sum.chunks_mut(hash.digest_len())) {
-        let Some(before) = before.get_mut(..part.len()) else { return };
+        let Some(before) = before.get_mut(..part.len()) else {
+            return;
+        };
         before.copy_from_slice(part);
         hash.digest(&[&number.to_be_bytes(), before], part);
     }

@@ -100,7 +100,7 @@ pub(super) fn unlocked(
     let (snapshots, snapshot_table_bytes, snapshot_fault) = snapshots(&header, &file, options, &mut notices)?;
     let (bitmaps, bitmap_fault) = bitmaps(&header, &extensions, &file, &mut notices)?;
     let l1 = tables::active_l1(&header, &file, options, &mut notices)?;
-    let luks = luks(&extensions, &storage);
+    let luks = luks(&extensions, &storage, options)?;
     Ok(Layer {
         virtual_size: header.virtual_size(),
         image: Some(Box::new(Image {
@@ -192,10 +192,19 @@ fn check_virtual_size(wanted: u64, options: &LayerOptions) -> Result<()> {
     }
 }
 
-/// The LUKS header. One that cannot be used forbids to read guest data, and nothing else.
-fn luks(extensions: &Extensions, storage: &Arc<dyn Storage>) -> Option<Result<LuksVolume>> {
-    let place = extensions.encryption?;
-    Some(LuksVolume::read(storage, place.offset, place.length))
+/// The LUKS header. A cipher that is not known here forbids to read guest data, and nothing else.
+fn luks(
+    extensions: &Extensions,
+    storage: &Arc<dyn Storage>,
+    options: &LayerOptions,
+) -> Result<Option<Result<LuksVolume>>> {
+    let Some(place) = extensions.encryption else {
+        return Ok(None);
+    };
+    match LuksVolume::read(storage, place.offset, place.length) {
+        Err(error @ (Error::Format { .. } | Error::Io { .. })) if !options.for_check => Err(error),
+        read => Ok(Some(read)),
+    }
 }
 
 fn note_features(header: &Header, extensions: &Extensions, notices: &mut Vec<Notice>) {

@@ -1,0 +1,118 @@
+/**
+ * Passwords on their way to the core: from a caller, from a function of his, or from a file. Copies that are made here are wiped here.
+ */
+
+import * as fs from 'node:fs'
+import { promisify } from 'node:util'
+import type { EncryptionSpec } from './boundary.js'
+import { invalid, Qcow2Error } from './errors.js'
+import { checkOptions, flag, integer, oneOf, type Rule, text } from './options.js'
+import { kindOf } from './sizes.js'
+import type { LayerDescription, NewEncryption, Secret } from './types.js'
+
+// As in gate.ts: node:fs/promises costs more than it is used for.
+const open = promisify(fs.open)
+const read = promisify(fs.read)
+const close = promisify(fs.close)
+
+/** A password that is longer is none: a file that was named by mistake. */
+const LONGEST = 1 << 20
+
+const FILE = { file: text }
+
+/** The rule for every option that is a password. */
+export const secret: Rule<Secret> = (value, name) => {
+  if (value instanceof Uint8Array || typeof value === 'function') return value as Secret
+  if (typeof value === 'string') throw invalid(name, `${name} must not be text, which cannot be wiped: give a Uint8Array, a function or { file }`)
+  if (typeof value !== 'object' || value === null) throw invalid(name, `${name} must be a Uint8Array, a function or { file }: it is ${kindOf(value)}`)
+  const { file } = checkOptions('this call', value, FILE, `${name}.`)
+  if (file === undefined) throw invalid(`${name}.file`, `${name}.file must be a path`)
+  return { file }
+}
+
+const ENCRYPTION = {
+  secret,
+  format: oneOf('luks', 'aes'),
+  legacy: flag,
+  cipher: text,
+  cipherMode: text,
+  ivGenerator: text,
+  ivHash: text,
+  hash: text,
+  iterTime: integer(1, 0xffff_ffff),
+}
+
+/** The rule for the encryption of a new image. */
+export const encryption: Rule<NewEncryption> = (value, name) => {
+  const { secret: given, ...rest } = checkOptions('this call', value, ENCRYPTION, `${name}.`)
+  if (given === undefined) throw invalid(`${name}.secret`, `${name}.secret must be given: a Uint8Array, a function or { file }`)
+  if (rest.format === 'aes') {
+    const foreign = (['cipher', 'cipherMode', 'ivGenerator', 'ivHash', 'hash', 'iterTime'] as const).find((key) => rest[key] !== undefined)
+    if (foreign !== undefined) throw invalid(`${name}.${foreign}`, `${name}.${foreign} is an option of luks`)
+    if (rest.legacy !== true) {
+      const message = 'the old AES-CBC method hides little: who must have it says encryption.legacy, others take luks'
+      throw new Qcow2Error('ERR_QCOW2_LEGACY_ENCRYPTION', message, { details: { argument: `${name}.legacy` } })
+    }
+  }
+  return { secret: given, ...rest }
+}
+
+/** Hands the bytes of a password, if there is one, to `use`, and wipes what was copied for that. */
+export async function withSecret<T>(
+  given: Secret,
+  layer: LayerDescription | undefined,
+  use: (bytes: Uint8Array) => Promise<T>,
+): Promise<T | undefined> {
+  if (given instanceof Uint8Array) return use(given)
+  if (typeof given === 'function') {
+    const bytes: unknown = await given(layer)
+    if (bytes === undefined) return undefined
+    if (!(bytes instanceof Uint8Array)) throw invalid('secret', `the function given as secret must answer a Uint8Array: it answered ${kindOf(bytes)}`)
+    return use(bytes)
+  }
+  const bytes = await readSecret(given.file)
+  try {
+    return await use(bytes)
+  } finally {
+    bytes.fill(0)
+  }
+}
+
+async function readSecret(path: string): Promise<Uint8Array> {
+  const descriptor = await open(path, 'r')
+  const bytes = new Uint8Array(LONGEST + 1)
+  try {
+    let length = 0
+    while (length <= LONGEST) {
+      const { bytesRead } = await read(descriptor, bytes, length, bytes.length - length, null)
+      if (bytesRead === 0) break
+      length += bytesRead
+    }
+    if (length > LONGEST) throw new Qcow2Error('ERR_QCOW2_LIMIT', `the secret is longer than ${LONGEST} bytes`, { path })
+    return bytes.slice(0, length)
+  } finally {
+    bytes.fill(0)
+    await close(descriptor)
+  }
+}
+
+/** The encryption of a new image as the core takes it, with QEMU's defaults; `use` gets it with the password. */
+export async function withEncryption<T>(options: NewEncryption | undefined, use: (spec: EncryptionSpec | undefined) => Promise<T>): Promise<T> {
+  if (options === undefined) return use(undefined)
+  const none = invalid('encryption.secret', 'the function given as encryption.secret answered none')
+  const made = await withSecret(options.secret, undefined, async (bytes) => {
+    const value = await use({
+      method: options.format ?? 'luks',
+      secret: bytes,
+      cipher: options.cipher ?? 'aes-256',
+      cipherMode: options.cipherMode ?? 'xts',
+      ivGenerator: options.ivGenerator ?? 'plain64',
+      ...(options.ivHash === undefined ? {} : { ivHash: options.ivHash }),
+      hash: options.hash ?? 'sha256',
+      iterTime: options.iterTime ?? 2000,
+    })
+    return { value }
+  })
+  if (made === undefined) throw none
+  return made.value
+}
