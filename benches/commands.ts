@@ -10,7 +10,7 @@ import { parseArgs } from 'node:util'
 import { type Images, makeImages } from './lib/images.js'
 import { metadataTasks } from './lib/metadata.js'
 import { bareNode, HEAD, row, type Task } from './lib/pairs.js'
-import { type Measured, must } from './lib/process.js'
+import { type Measured, measure, must } from './lib/process.js'
 import { table } from './lib/stats.js'
 
 const { values: options } = parseArgs({ options: { quick: { type: 'boolean' }, pairs: { type: 'string' }, only: { type: 'string' } } })
@@ -58,6 +58,23 @@ function tasks(images: Images): Task[] {
     qemu: [args],
     equal,
   })
+  /** Digests beside what there is without them: the raw disk's hash by the system's own program, behind a conversion if there is none. */
+  const digest = (name: string, promised: number, flags: string[], [format, path]: [string, string]): Task => {
+    const made = join(folder, 'hashed.raw')
+    const script = format === 'raw' ? 'sha256sum "$1"' : 'qemu-img convert -W -m 16 -O raw "$1" "$2" && sha256sum "$2" && rm "$2"'
+    return {
+      name,
+      promised,
+      ours: ['digest', ...flags, '-f', format, path],
+      rival: 'sh',
+      qemu: [['-c', script, 'sh', path, made]],
+      equal: async (ours) => {
+        const whole = await measure(process.execPath, [join(__dirname, '..', 'dist', 'cli', 'main.js'), 'digest', ...flags, '-f', 'raw', images.raw])
+        if (whole.code !== 0 || whole.stdout.split(' ')[0] !== ours.stdout.split(' ')[0])
+          throw new Error(`different digests:\n${ours.stdout}${whole.stdout}`)
+      },
+    }
+  }
   const raw: [string, string] = ['raw', images.raw]
   const deflate = convert('raw → qcow2 -c', 4.5, raw, 'qcow2', ['-c'])
   const without = { name: 'raw → qcow2 -c, qemu-img without -W', promised: 8, qemu: [['convert', ...(deflate.qemu[0] ?? []).slice(4)]] }
@@ -76,6 +93,10 @@ function tasks(images: Images): Task[] {
     look('bench, 300000 reads of 4 KiB', 3, ['bench', '-f', 'qcow2', '-c', '300000', images.plain], sameRun),
     look('compare raw, qcow2', 1.5, ['compare', '-f', 'raw', '-F', 'qcow2', images.raw, images.plain]),
     look('compare raw, qcow2 (deflate)', 4, ['compare', '-f', 'raw', '-F', 'qcow2', images.raw, images.zlib]),
+    digest('digest raw (qemu-img: sha256sum)', 4, [], raw),
+    digest('digest -a sha256 raw (sha256sum)', 3, ['-a', 'sha256'], raw),
+    digest('digest qcow2 (convert, sha256sum)', 6, [], ['qcow2', images.plain]),
+    digest('digest qcow2, deflate (convert, sha256sum)', 5, [], ['qcow2', images.zlib]),
   ]
 }
 

@@ -12,6 +12,8 @@ export interface Task {
   /** The ratio that is promised at least. */
   promised: number
   ours: string[]
+  /** What runs instead of qemu-img. */
+  rival?: string
   /** Arguments of qemu-img; of several, the one that turns out fastest runs in the pairs. */
   qemu: string[][]
   /** What each writes; removed before each run. */
@@ -58,7 +60,7 @@ export async function row(task: Task, usualPairs: number, node: number): Promise
     const output = task.outputs?.[args === undefined ? 0 : 1]
     if (output) rmSync(output, { force: true })
     await task.before?.(args === undefined ? 'ours' : 'qemu')
-    return args === undefined ? measure(process.execPath, [command, ...task.ours], { peak }) : measure('qemu-img', args, { peak })
+    return args === undefined ? measure(process.execPath, [command, ...task.ours], { peak }) : measure(task.rival ?? 'qemu-img', args, { peak })
   }
   // The check is the warm-up too: the page cache holds the source from here on.
   const first = { ours: await run(undefined, true), qemu: await run(task.qemu[0], true) }

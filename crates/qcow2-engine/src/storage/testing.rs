@@ -62,7 +62,8 @@ pub struct FailingStorage {
     calls: AtomicU64,
     fail_at: u64,
     forever: bool,
-    kind: io::ErrorKind,
+    /// `None`: it panics.
+    kind: Option<io::ErrorKind>,
 }
 
 impl FailingStorage {
@@ -73,7 +74,18 @@ impl FailingStorage {
             calls: AtomicU64::new(0),
             fail_at,
             forever,
-            kind,
+            kind: Some(kind),
+        }
+    }
+
+    /// Panics at call number `panic_at`, as a defect of ours would.
+    pub fn panicking(inner: Arc<dyn Storage>, panic_at: u64) -> Self {
+        Self {
+            inner,
+            calls: AtomicU64::new(0),
+            fail_at: panic_at,
+            forever: false,
+            kind: None,
         }
     }
 
@@ -82,10 +94,15 @@ impl FailingStorage {
         self.calls.load(Ordering::SeqCst)
     }
 
+    #[allow(clippy::panic, reason = "that is its work")]
+    fn refusal(&self) -> io::ErrorKind {
+        self.kind.unwrap_or_else(|| panic!("injected at a call of the storage"))
+    }
+
     fn step(&self) -> io::Result<()> {
         let call = self.calls.fetch_add(1, Ordering::SeqCst);
         if call == self.fail_at || (self.forever && call > self.fail_at) {
-            return Err(self.kind.into());
+            return Err(self.refusal().into());
         }
         Ok(())
     }
