@@ -79,7 +79,7 @@ test('every image is consistent afterwards', async (t) => {
     }),
   )
   t.deepEqual(
-    readdirSync(folder).filter((name) => !/^\d+\.(qcow2|data)$/.test(name)),
+    readdirSync(folder).filter((name) => !/^\d+\.(qcow2|luks|data)$/.test(name)),
     [],
     'nothing half-made is left',
   )

@@ -92,6 +92,19 @@ test('every representation has the digest and the manifest of a second implement
   }
 })
 
+test('an encrypted image has the digest of what it holds, whatever the key; without the key there is none', async (t) => {
+  const { top, folder } = await smallChain()
+  const plain = (await digest(top)).digest
+  for (const password of ['one', 'two']) {
+    const path = join(folder, `${password}.qcow2`)
+    const options = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10'
+    await must('qemu-img', ['convert', '--object', `secret,id=s,data=${password}`, '-O', 'qcow2', '-o', options, top, path])
+    t.is((await digest(path, { source: { secret: Buffer.from(password) } })).digest, plain)
+    t.true((await verify(path, plain, { source: { secret: Buffer.from(password) } })).identical)
+    t.regex((await failure(() => digest(path))).code, /^ERR_QCOW2_/)
+  }
+})
+
 test('the vectors of docs/digest.md come out', async (t) => {
   const made = Buffer.alloc(20_992).map((_, index) => index % 251)
   const disks = new Map<string, Uint8Array | { zeros: bigint }>([

@@ -53,7 +53,7 @@ let count = 0
 
 /** A new image with some bytes in it; over another one, if there is one. */
 async function image(more = {}) {
-  const path = join(folder, `${++count}.qcow2`)
+  const path = join(folder, `${++count}.${more.encryption === undefined ? 'qcow2' : 'luks'}`)
   await call('create', target(path), { ...createSpec, size: BigInt(SIZE), ...more })
   return path
 }
@@ -76,6 +76,7 @@ async function writer(more = {}) {
   return { path, handle }
 }
 
+const secret = new Uint8Array(8).fill(65)
 const bytes = new Uint8Array(4096).fill(2)
 
 /** What makes the arguments of each entry, with the disk that it changes, if it changes one. */
@@ -88,6 +89,12 @@ const ENTRIES = {
   memoryClose: async () => ({ words: [native.memoryCreate(bytes)] }),
   probeFormat: async () => ({ words: [{ path: await image() }] }),
   openLayer: async () => ({ words: [{ path: await image() }, layerSpec] }),
+  unlockLayer: async () => {
+    const path = await image({
+      encryption: { method: 'luks', secret, cipher: 'aes-256', cipherMode: 'xts', ivGenerator: 'plain64', hash: 'sha256', iterTime: 1 },
+    })
+    return { words: [await layer(path), secret, false] }
+  },
   attachDataFile: async () => {
     const data = join(folder, `${++count}.data`)
     const path = await image({ dataFile: data, dataFilePath: data })

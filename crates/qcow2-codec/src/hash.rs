@@ -7,7 +7,7 @@ pub type Hash = [u8; 32];
 
 /// Which hash function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HashAlgorithm {
+pub enum DigestAlgorithm {
     /// BLAKE3 with its 32 bytes of output, without a key.
     #[default]
     Blake3,
@@ -15,7 +15,7 @@ pub enum HashAlgorithm {
     Sha256,
 }
 
-impl HashAlgorithm {
+impl DigestAlgorithm {
     /// As digests spell it.
     pub fn name(self) -> &'static str {
         match self {
@@ -53,10 +53,10 @@ enum State {
 
 impl Hasher {
     /// Of no bytes yet.
-    pub fn new(algorithm: HashAlgorithm) -> Self {
+    pub fn new(algorithm: DigestAlgorithm) -> Self {
         Self(match algorithm {
-            HashAlgorithm::Blake3 => State::Blake3(Box::default()),
-            HashAlgorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
+            DigestAlgorithm::Blake3 => State::Blake3(Box::default()),
+            DigestAlgorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
         })
     }
 
@@ -104,7 +104,7 @@ mod tests {
         ];
         for (length, expected) in blake3 {
             assert_eq!(
-                hex(HashAlgorithm::Blake3.hash(&[&counted(length)])),
+                hex(DigestAlgorithm::Blake3.hash(&[&counted(length)])),
                 expected,
                 "{length}"
             );
@@ -117,14 +117,18 @@ mod tests {
             ),
         ];
         for (text, expected) in sha256 {
-            assert_eq!(hex(HashAlgorithm::Sha256.hash(&[text.as_bytes()])), expected, "{text}");
+            assert_eq!(
+                hex(DigestAlgorithm::Sha256.hash(&[text.as_bytes()])),
+                expected,
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn parts_make_no_difference_and_a_hasher_begins_anew() {
         let bytes = counted(100_000);
-        for algorithm in [HashAlgorithm::Blake3, HashAlgorithm::Sha256] {
+        for algorithm in [DigestAlgorithm::Blake3, DigestAlgorithm::Sha256] {
             let whole = algorithm.hash(&[&bytes]);
             let mut hasher = Hasher::new(algorithm);
             for _ in 0..2 {
@@ -133,8 +137,8 @@ mod tests {
                 }
                 assert_eq!(hasher.finish(), whole, "{algorithm:?}");
             }
-            assert_eq!(HashAlgorithm::named(algorithm.name()), Some(algorithm));
+            assert_eq!(DigestAlgorithm::named(algorithm.name()), Some(algorithm));
         }
-        assert_eq!(HashAlgorithm::named("md5"), None);
+        assert_eq!(DigestAlgorithm::named("md5"), None);
     }
 }

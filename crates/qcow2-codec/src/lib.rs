@@ -24,7 +24,7 @@ mod zstd;
 pub use decoder::Decoder;
 pub use encoder::{Encoder, level_range};
 pub use error::CodecError;
-pub use hash::{Hash, HashAlgorithm, Hasher};
+pub use hash::{DigestAlgorithm, Hash, Hasher};
 pub use zero::{first_nonzero, is_zero, zero_prefix};
 
 /// Which compression a cluster uses. (The numbers that stand for them in a file are no business of this crate.)

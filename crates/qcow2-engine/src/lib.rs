@@ -65,7 +65,7 @@ pub use notice::Notice;
 pub use panics::guard;
 pub use progress::{JobContext, Progress, ProgressReport};
 pub use qcow2_codec::crypt;
-pub use qcow2_codec::{Hash, HashAlgorithm};
+pub use qcow2_codec::{DigestAlgorithm, Hash};
 pub use rebase::{RebaseOptions, RebaseReport, rebase};
 pub use repair::{RepairMode, RepairOptions, RepairReport, repair};
 pub use run::{Run, RunKind};

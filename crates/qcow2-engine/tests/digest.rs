@@ -12,14 +12,14 @@ mod support;
 use std::sync::Arc;
 
 use qcow2_engine::{
-    Chain, ChainOptions, Digest, DigestManifest, DigestOptions, DigestShape, Error, Expectation, Hash, HashAlgorithm,
+    Chain, ChainOptions, Digest, DigestAlgorithm, DigestManifest, DigestOptions, DigestShape, Error, Expectation, Hash,
     JobContext, Layer, LayerOptions, LeafRun, MemoryStorage, Verification, VerifyOptions, digest, verify,
 };
 use support::{Filling, Folder, Model, Random, chain, qemu_img, qemu_io, random_commands, read_all};
 
 /// The definition, word for word and without a thought for speed.
-fn defined(bytes: &[u8], algorithm: HashAlgorithm, block_size: usize) -> Hash {
-    fn top(leaves: &[Hash], algorithm: HashAlgorithm) -> Hash {
+fn defined(bytes: &[u8], algorithm: DigestAlgorithm, block_size: usize) -> Hash {
+    fn top(leaves: &[Hash], algorithm: DigestAlgorithm) -> Hash {
         if let [one] = leaves {
             return *one;
         }
@@ -50,7 +50,7 @@ fn memory(bytes: Vec<u8>) -> Chain {
     Chain::new(vec![layer], ChainOptions::default()).unwrap()
 }
 
-fn options(algorithm: HashAlgorithm, block_size: u64) -> DigestOptions {
+fn options(algorithm: DigestAlgorithm, block_size: u64) -> DigestOptions {
     DigestOptions {
         algorithm,
         block_size,
@@ -59,7 +59,12 @@ fn options(algorithm: HashAlgorithm, block_size: u64) -> DigestOptions {
 }
 
 fn made(chain: &Chain, block_size: u64) -> Digest {
-    digest(chain, options(HashAlgorithm::Blake3, block_size), &JobContext::quiet()).unwrap()
+    digest(
+        chain,
+        options(DigestAlgorithm::Blake3, block_size),
+        &JobContext::quiet(),
+    )
+    .unwrap()
 }
 
 fn manifest(digest: &Digest) -> DigestManifest {
@@ -99,7 +104,7 @@ fn a_digest_is_what_is_defined_of_any_length_with_zeros_anywhere() {
             bytes[at..end].fill(fill);
         }
         let disk = memory(bytes.clone());
-        for algorithm in [HashAlgorithm::Blake3, HashAlgorithm::Sha256] {
+        for algorithm in [DigestAlgorithm::Blake3, DigestAlgorithm::Sha256] {
             for block in [4096, 65536, 1 << 20, 2 << 20] {
                 let found = digest(&disk, options(algorithm, block), &JobContext::quiet()).unwrap();
                 assert_eq!(
@@ -176,7 +181,7 @@ fn every_representation_of_a_disk_has_one_digest() {
         );
         let bytes = read_all(&chain(&folder, "a.qcow2"));
         for block in [4096, 65536, 1 << 20] {
-            let root = defined(&bytes, HashAlgorithm::Blake3, block as usize);
+            let root = defined(&bytes, DigestAlgorithm::Blake3, block as usize);
             for name in ["a.qcow2", "b.raw", "full.raw", "c.qcow2", "d.qcow2", "e.qcow2"] {
                 let found = made(&chain(&folder, name), block);
                 assert_eq!(found.root, root, "{seed} {name} {block}");
@@ -218,7 +223,7 @@ fn an_empty_disk_of_a_pebibyte_costs_nothing() {
     );
     assert!(judged(&disk, &manifest(&found), None).unwrap().identical);
     // 38 levels of nodes over one leaf.
-    let algorithm = HashAlgorithm::Blake3;
+    let algorithm = DigestAlgorithm::Blake3;
     let top = (0..38).fold(algorithm.hash(&[&[0; 4096], &[0]]), |hash, _| {
         algorithm.hash(&[&hash, &hash, &[1]])
     });
@@ -339,7 +344,11 @@ fn a_manifest_that_contradicts_itself_is_refused() {
             judged(&disk, &bad, None).unwrap_err().code(),
             "ERR_QCOW2_INVALID_ARGUMENT"
         );
-        let refused = digest(&disk, options(HashAlgorithm::Blake3, block_size), &JobContext::quiet());
+        let refused = digest(
+            &disk,
+            options(DigestAlgorithm::Blake3, block_size),
+            &JobContext::quiet(),
+        );
         assert_eq!(refused.unwrap_err().code(), "ERR_QCOW2_INVALID_ARGUMENT");
     }
 }
@@ -349,7 +358,7 @@ fn leaves_have_a_limit_and_jobs_end_when_cancelled() {
     let disk = memory((0..40_960u32).flat_map(|n| n.to_le_bytes()).collect());
     let tight = DigestOptions {
         leaves: Some(100),
-        ..options(HashAlgorithm::Sha256, 4096)
+        ..options(DigestAlgorithm::Sha256, 4096)
     };
     assert_eq!(
         digest(&disk, tight, &JobContext::quiet()).unwrap_err().code(),
@@ -370,7 +379,7 @@ fn a_digest_alone_says_same_or_not() {
     for (root, identical) in [(made.root, true), ([0; 32], false)] {
         let expected = Expectation::Root {
             root,
-            options: options(HashAlgorithm::Blake3, 65536),
+            options: options(DigestAlgorithm::Blake3, 65536),
         };
         let found = verify(&disk, &expected, VerifyOptions::default(), &JobContext::quiet()).unwrap();
         assert_eq!((found.identical, found.expected_size), (identical, None));
@@ -381,7 +390,7 @@ fn a_digest_alone_says_same_or_not() {
         assert!(verify(&disk, &expected, range, &JobContext::quiet()).is_err());
     }
     let shape = DigestShape {
-        algorithm: HashAlgorithm::Sha256,
+        algorithm: DigestAlgorithm::Sha256,
         ..made.shape
     };
     assert_ne!(shape, made.shape);

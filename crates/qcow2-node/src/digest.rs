@@ -3,7 +3,7 @@
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
 use qcow2_engine::{
-    Digest, DigestManifest, DigestOptions, DigestShape, Error, Expectation, Hash, HashAlgorithm, LeafRun, Leaves,
+    Digest, DigestAlgorithm, DigestManifest, DigestOptions, DigestShape, Error, Expectation, Hash, LeafRun, Leaves,
     Verification, VerifyOptions, digest as make, verify as judge,
 };
 
@@ -160,8 +160,8 @@ pub fn verify(
     })
 }
 
-fn algorithm_named(word: &str) -> Result<HashAlgorithm, Error> {
-    HashAlgorithm::named(word).ok_or_else(|| unknown("algorithm", word))
+fn algorithm_named(word: &str) -> Result<DigestAlgorithm, Error> {
+    DigestAlgorithm::named(word).ok_or_else(|| unknown("algorithm", word))
 }
 
 fn malformed(argument: &'static str) -> Error {

@@ -11,7 +11,7 @@ mod tree;
 mod verify;
 mod walk;
 
-use qcow2_codec::{Hash, HashAlgorithm};
+use qcow2_codec::{DigestAlgorithm, Hash};
 
 pub use leaves::{LeafRun, Leaves};
 pub use shape::{DigestShape, MAX_BLOCK, MIN_BLOCK};
@@ -29,7 +29,7 @@ use crate::progress::JobContext;
 #[derive(Clone, Copy, Debug)]
 pub struct DigestOptions {
     /// The hash function.
-    pub algorithm: HashAlgorithm,
+    pub algorithm: DigestAlgorithm,
     /// Length of a block in bytes, a power of two from 4 KiB to 64 MiB.
     pub block_size: u64,
     /// Keep the leaves, in at most so many bytes.
@@ -39,7 +39,7 @@ pub struct DigestOptions {
 impl Default for DigestOptions {
     fn default() -> Self {
         Self {
-            algorithm: HashAlgorithm::default(),
+            algorithm: DigestAlgorithm::default(),
             block_size: 1 << 20,
             leaves: None,
         }

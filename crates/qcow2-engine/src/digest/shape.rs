@@ -1,6 +1,6 @@
 //! What a digest is a digest of: so many blocks of so many bytes, under one hash function.
 
-use qcow2_codec::{Hash, HashAlgorithm, Hasher};
+use qcow2_codec::{DigestAlgorithm, Hash, Hasher};
 
 use crate::error::{Error, Result};
 
@@ -22,7 +22,7 @@ const ZEROS: &[u8] = &[0; 64 << 10];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DigestShape {
     /// The hash function.
-    pub algorithm: HashAlgorithm,
+    pub algorithm: DigestAlgorithm,
     /// Length of a block in bytes, a power of two from 4 KiB to 64 MiB.
     pub block_size: u64,
     /// Length of the disk in bytes. The last block is what there is of it.

@@ -75,13 +75,13 @@ impl<'a> Tree<'a> {
 
 #[cfg(test)]
 mod tests {
-    use qcow2_codec::HashAlgorithm;
+    use qcow2_codec::DigestAlgorithm;
 
     use super::*;
 
     fn shape(blocks: u64, tail: u64) -> DigestShape {
         DigestShape {
-            algorithm: HashAlgorithm::Sha256,
+            algorithm: DigestAlgorithm::Sha256,
             block_size: 4096,
             virtual_size: (blocks - 1) * 4096 + tail,
         }
@@ -116,7 +116,7 @@ mod tests {
                                 if run.contains(&n) {
                                     *zeros.leaf(n)
                                 } else {
-                                    HashAlgorithm::Sha256.hash(&[&n.to_le_bytes()])
+                                    DigestAlgorithm::Sha256.hash(&[&n.to_le_bytes()])
                                 }
                             })
                             .collect();
@@ -156,7 +156,7 @@ mod tests {
                 ..shape
             },
             DigestShape {
-                algorithm: HashAlgorithm::Blake3,
+                algorithm: DigestAlgorithm::Blake3,
                 ..shape
             },
         ]
