@@ -12,6 +12,8 @@ export interface Task {
   /** The ratio that is promised at least. */
   promised: number
   ours: string[]
+  /** What ours runs instead of the command: a script with the package as `q`. */
+  script?: string
   /** What runs instead of qemu-img. */
   rival?: string
   /** Arguments of qemu-img; of several, the one that turns out fastest runs in the pairs. */
@@ -28,6 +30,7 @@ export interface Task {
   equal: (ours: Measured, qemu: Measured) => Promise<void>
 }
 
+const library = join(__dirname, '..', '..', 'dist', 'index.js')
 const command = join(__dirname, '..', '..', 'dist', 'cli', 'main.js')
 
 /** What stands above the rows of `row`. */
@@ -60,7 +63,9 @@ export async function row(task: Task, usualPairs: number, node: number): Promise
     const output = task.outputs?.[args === undefined ? 0 : 1]
     if (output) rmSync(output, { force: true })
     await task.before?.(args === undefined ? 'ours' : 'qemu')
-    return args === undefined ? measure(process.execPath, [command, ...task.ours], { peak }) : measure(task.rival ?? 'qemu-img', args, { peak })
+    const ours =
+      task.script === undefined ? [command, ...task.ours] : ['-e', `const q=require(${JSON.stringify(library)});(async()=>{${task.script}})()`]
+    return args === undefined ? measure(process.execPath, ours, { peak }) : measure(task.rival ?? 'qemu-img', args, { peak })
   }
   // The check is the warm-up too: the page cache holds the source from here on.
   const first = { ours: await run(undefined, true), qemu: await run(task.qemu[0], true) }
