@@ -598,6 +598,8 @@ export interface MeasureSpec {
   preallocation: string
   /** It has a backing file. */
   backing: boolean
+  /** How it is to be encrypted: the password does not matter. */
+  encryption?: EncryptionSpec
 }
 
 /** Lets the memory go; images that are open on it keep it. */

@@ -302,6 +302,7 @@ export interface MeasureSpec {
   dataFile: boolean
   dataFileRaw: boolean
   backing: boolean
+  encryption?: EncryptionSpec
 }
 
 /** The answer of a measurement, in bytes. */

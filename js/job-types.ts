@@ -308,7 +308,16 @@ export interface RebaseResult {
 export interface MeasureOptions
   extends Pick<
     CreateOptions,
-    'clusterSize' | 'compat' | 'refcountBits' | 'extendedL2' | 'preallocation' | 'dataFile' | 'dataFileRaw' | 'backing' | 'backingFormat'
+    | 'clusterSize'
+    | 'compat'
+    | 'refcountBits'
+    | 'extendedL2'
+    | 'preallocation'
+    | 'dataFile'
+    | 'dataFileRaw'
+    | 'backing'
+    | 'backingFormat'
+    | 'encryption'
   > {
   /** Target format. Default `'raw'` as qemu-img. */
   format?: Format

@@ -13,14 +13,15 @@ import { isMemoryStorage } from './memory.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, signal, size, text } from './options.js'
 import { worded } from './refusals.js'
+import { encryptionSpec } from './secret.js'
 import { format, SOURCE_RULES, settingsOf, sourceRule } from './settings.js'
 import { narrow } from './sizes.js'
 import { locate } from './source.js'
 import type { SizeOption, Source } from './types.js'
 
-const { clusterSize, compat, refcountBits, extendedL2, preallocation, dataFile, dataFileRaw, backing, backingFormat } = IMAGE_RULES
+const { clusterSize, compat, refcountBits, extendedL2, preallocation, dataFile, dataFileRaw, backing, backingFormat, encryption } = IMAGE_RULES
 const RULES = {
-  ...{ clusterSize, compat, refcountBits, extendedL2, preallocation, dataFile, dataFileRaw, backing, backingFormat },
+  ...{ clusterSize, compat, refcountBits, extendedL2, preallocation, dataFile, dataFileRaw, backing, backingFormat, encryption },
   format,
   sourceFormat: format,
   snapshot: text,
@@ -73,6 +74,8 @@ function measureSpec(options: Options): MeasureSpec {
     dataFile: options.dataFile !== undefined,
     dataFileRaw: options.dataFileRaw ?? false,
     backing: options.backing !== undefined,
+    // Its password does not matter: it is not asked for.
+    ...(options.encryption === undefined ? {} : { encryption: encryptionSpec(options.encryption, new Uint8Array()) }),
   }
 }
 

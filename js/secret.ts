@@ -5,7 +5,7 @@
 import * as fs from 'node:fs'
 import { promisify } from 'node:util'
 import type { EncryptionSpec } from './boundary.js'
-import { invalid, Qcow2Error } from './errors.js'
+import { fromSystem, invalid, Qcow2Error } from './errors.js'
 import { checkOptions, flag, integer, oneOf, type Rule, text } from './options.js'
 import { kindOf } from './sizes.js'
 import type { LayerDescription, NewEncryption, Secret } from './types.js'
@@ -39,7 +39,7 @@ const ENCRYPTION = {
   ivGenerator: text,
   ivHash: text,
   hash: text,
-  iterTime: integer(1, 0xffff_ffff),
+  iterTime: integer(0, 0xffff_ffff),
 }
 
 /** The rule for the encryption of a new image. */
@@ -57,6 +57,11 @@ export const encryption: Rule<NewEncryption> = (value, name) => {
   return { secret: given, ...rest }
 }
 
+/** What was given in the place of a password, without what it says. */
+function kindOfSecret(value: unknown): string {
+  return typeof value === 'string' ? 'text' : kindOf(value)
+}
+
 /** Hands the bytes of a password, if there is one, to `use`, and wipes what was copied for that. */
 export async function withSecret<T>(
   given: Secret,
@@ -67,7 +72,8 @@ export async function withSecret<T>(
   if (typeof given === 'function') {
     const bytes: unknown = await given(layer)
     if (bytes === undefined) return undefined
-    if (!(bytes instanceof Uint8Array)) throw invalid('secret', `the function given as secret must answer a Uint8Array: it answered ${kindOf(bytes)}`)
+    if (!(bytes instanceof Uint8Array))
+      throw invalid('secret', `the function given as secret must answer a Uint8Array: it answered ${kindOfSecret(bytes)}`)
     return use(bytes)
   }
   const bytes = await readSecret(given.file)
@@ -79,12 +85,13 @@ export async function withSecret<T>(
 }
 
 async function readSecret(path: string): Promise<Uint8Array> {
-  const descriptor = await open(path, 'r')
+  const system = (error: unknown) => Promise.reject(fromSystem(error, path))
+  const descriptor = await open(path, 'r').catch(system)
   const bytes = new Uint8Array(LONGEST + 1)
   try {
     let length = 0
     while (length <= LONGEST) {
-      const { bytesRead } = await read(descriptor, bytes, length, bytes.length - length, null)
+      const { bytesRead } = await read(descriptor, bytes, length, bytes.length - length, null).catch(system)
       if (bytesRead === 0) break
       length += bytesRead
     }
@@ -96,23 +103,28 @@ async function readSecret(path: string): Promise<Uint8Array> {
   }
 }
 
-/** The encryption of a new image as the core takes it, with QEMU's defaults; `use` gets it with the password. */
+/** The encryption of a new image as the core takes it; `use` gets it with the password. */
 export async function withEncryption<T>(options: NewEncryption | undefined, use: (spec: EncryptionSpec | undefined) => Promise<T>): Promise<T> {
   if (options === undefined) return use(undefined)
   const none = invalid('encryption.secret', 'the function given as encryption.secret answered none')
   const made = await withSecret(options.secret, undefined, async (bytes) => {
-    const value = await use({
-      method: options.format ?? 'luks',
-      secret: bytes,
-      cipher: options.cipher ?? 'aes-256',
-      cipherMode: options.cipherMode ?? 'xts',
-      ivGenerator: options.ivGenerator ?? 'plain64',
-      ...(options.ivHash === undefined ? {} : { ivHash: options.ivHash }),
-      hash: options.hash ?? 'sha256',
-      iterTime: options.iterTime ?? 2000,
-    })
+    const value = await use(encryptionSpec(options, bytes))
     return { value }
   })
   if (made === undefined) throw none
   return made.value
+}
+
+/** The same with QEMU's defaults. */
+export function encryptionSpec(options: NewEncryption, bytes: Uint8Array): EncryptionSpec {
+  return {
+    method: options.format ?? 'luks',
+    secret: bytes,
+    cipher: options.cipher ?? 'aes-256',
+    cipherMode: options.cipherMode ?? 'xts',
+    ivGenerator: options.ivGenerator ?? 'plain64',
+    ...(options.ivHash === undefined ? {} : { ivHash: options.ivHash }),
+    hash: options.hash ?? 'sha256',
+    iterTime: options.iterTime ?? 2000,
+  }
 }

@@ -135,7 +135,7 @@ export interface NewEncryption {
   ivHash?: string
   /** `'sha256'` (default), `'sha1'`, `'sha224'`, `'sha384'`, `'sha512'` or `'ripemd160'`. */
   hash?: string
-  /** Milliseconds of this machine's processor that one try of a password is to take. Default 2000. */
+  /** Milliseconds of this machine's processor that one try of a password is to take; 0: as little as is ever taken. Default 2000. */
   iterTime?: number
 }
 

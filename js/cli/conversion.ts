@@ -1,5 +1,5 @@
 /** A conversion that was asked for in words: what is refused about it in which order, and how it is done. */
-import { checkCreateValues, createOptionsOf } from './create-checks.js'
+import { checkCreateValues, createOptionsOf, warnOfLegacy } from './create-checks.js'
 import { type ConvertOptions, type ConvertResult, type Format, library, type OpenOptions, type Qcow2Error } from './library.js'
 import {
   blame,
@@ -56,7 +56,7 @@ export interface Conversion {
 const DOWNGRADED = /^(v2|0\.10)$/
 
 /** The options with which the sources are opened. */
-type SourceOptions = Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'forceShare' | 'cache'>
+type SourceOptions = Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'forceShare' | 'cache' | 'secret' | 'legacy'>
 
 /** Converts. `-` is standard input or output. */
 export async function runConversion(program: Program, asked: Conversion, line: ProgressLine): Promise<void> {
@@ -121,6 +121,7 @@ async function targetOptions(
     if (bitmaps && DOWNGRADED.test(values.get('compat') ?? '')) throw new Refusal("Format driver 'qcow2' does not support bitmaps")
     if (!isCacheMode(asked.cache)) throw new Refusal(`Invalid cache option: ${asked.cache}`)
     checkTarget(asked, format, values)
+    warnOfLegacy(program, values)
     if (asked.noCreate) {
       // What is below an image that is there is its own matter: everything is written, whatever the backing file has.
       values.delete('backing_file')

@@ -2,9 +2,11 @@
  * What qemu-img refuses about the options of a new image, in its words and in its order: of several faults it names one, and scripts know
  * which.
  */
-import type { CreateOptions, Format } from './library.js'
+import type { CreateOptions, Format, NewEncryption } from './library.js'
 import { type CreateValues, isOn } from './options.js'
+import { type Program, warn } from './program.js'
 import { Refusal } from './refusal.js'
+import { hasPassphrase, passphraseBytes, secretBytes } from './secrets.js'
 
 const SINCE_V3 = 'with compatibility level 1.1 and above (use version=v3 or greater)'
 
@@ -90,8 +92,54 @@ function encryptionFault(values: CreateValues): string | undefined {
   const surplus = [...values.keys()].find((key) => key.startsWith('encrypt.') && key !== 'encrypt.format' && key !== 'encrypt.key-secret')
   // The old method has no settings.
   if (surplus !== undefined && values.get('encrypt.format') !== 'luks') return `Parameter '${surplus}' is unexpected`
-  if (!values.has('encrypt.key-secret')) return "Parameter 'encrypt.key-secret' is required for cipher"
-  return 'Encrypted images are not supported in this version'
+  if (!values.has('encrypt.key-secret') && !hasPassphrase()) return "Parameter 'encrypt.key-secret' is required for cipher"
+  const bad = ENCRYPTION_WORDS.find(([key, known]) => values.has(`encrypt.${key}`) && !known.includes(values.get(`encrypt.${key}`) ?? ''))
+  if (bad !== undefined) return notAccepted(bad[0], values.get(`encrypt.${bad[0]}`) ?? '')
+  return isOn(values, 'data_file_raw')
+    ? 'An encrypted data file is no raw image: encryption and data-file-raw cannot be used at the same time'
+    : undefined
+}
+
+/** What is known here of what QEMU knows. */
+const HASHES = ['sha1', 'sha224', 'sha256', 'sha384', 'sha512', 'ripemd160']
+const ENCRYPTION_WORDS: readonly (readonly [string, readonly string[]])[] = [
+  [
+    'cipher-alg',
+    ['aes-128', 'aes-192', 'aes-256', 'cast5-128', 'serpent-128', 'serpent-192', 'serpent-256', 'twofish-128', 'twofish-192', 'twofish-256'],
+  ],
+  ['cipher-mode', ['ecb', 'cbc', 'xts']],
+  ['ivgen-alg', ['plain', 'plain64', 'essiv']],
+  ['ivgen-hash-alg', HASHES],
+  ['hash-alg', HASHES],
+]
+
+function encryptionOf(values: CreateValues): NewEncryption | undefined {
+  const format = values.get('encrypt.format') ?? (isOn(values, 'encryption') ? 'aes' : undefined)
+  if (format === undefined) return undefined
+  const id = values.get('encrypt.key-secret')
+  const secret = () => (id === undefined ? passphraseBytes() : secretBytes(id))
+  if (format === 'aes') return { secret, format, legacy: true }
+  const iterTime = values.get('encrypt.iter-time')
+  const text = (key: string) => values.get(`encrypt.${key}`)
+  return withoutUndefined({
+    secret,
+    cipher: text('cipher-alg'),
+    cipherMode: text('cipher-mode'),
+    ivGenerator: text('ivgen-alg'),
+    ivHash: text('ivgen-alg') === 'essiv' ? text('ivgen-hash-alg') : undefined,
+    hash: text('hash-alg'),
+    iterTime: iterTime === undefined ? undefined : Number(iterTime),
+  })
+}
+
+function withoutUndefined<T extends object>(object: { [K in keyof T]: T[K] | undefined }): T {
+  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as T
+}
+
+/** Who asks for the old method is told why not to. */
+export function warnOfLegacy(program: Program, values: CreateValues): void {
+  if (encryptionOf(values)?.format !== 'aes') return
+  warn(program, 'AES-CBC encryption of qcow2 is old and weak: nothing tells a wrong password or a changed image. Use encrypt.format=luks')
 }
 
 /** The options as the library takes them. */
@@ -115,5 +163,7 @@ export function createOptionsOf(values: CreateValues): Omit<CreateOptions, 'size
   take('data_file_raw', 'dataFileRaw', on)
   take('nocow', 'nocow', on)
   take('extent_size_hint', 'extentSizeHint', BigInt)
+  const encryption = encryptionOf(values)
+  if (encryption !== undefined) options.encryption = encryption
   return options
 }

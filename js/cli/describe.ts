@@ -5,6 +5,7 @@
 import type { Format, Source } from './library.js'
 import { readInteger, readSize } from './numbers.js'
 import { splitList } from './options.js'
+import type { KeyName } from './secrets.js'
 
 /** What a description leads to. */
 export interface Described {
@@ -15,6 +16,8 @@ export interface Described {
   format?: Format
   /** It may not be written. */
   readOnly?: true
+  /** Which secrets open it, and what lies below it. */
+  keys?: KeyName[]
 }
 
 /** Why a description leads to nothing, as it stands behind `Could not open '…': `. */
@@ -119,17 +122,44 @@ function resolve(node: Node): Described {
   }
   if (typeof file === 'string') throw new DescriptionFault(`Cannot find device='' nor node-name='${file}'`)
   if (file === undefined || file === null) throw new DescriptionFault('A block device must be specified for "file"')
-  if (backing !== undefined)
+  const keys = [...keysOf(others.encrypt, 0), ...keysBelow(backing, 1)]
+  if (driver === 'qcow2') delete others.encrypt
+  if (backing !== undefined && !holdsKeysAlone(backing))
     throw new DescriptionFault("The option 'backing' is not supported in this version: the backing file is the one that the image names")
   if (others['data-file'] !== undefined)
     throw new DescriptionFault("The option 'data-file' is not supported in this version: the data file is the one that the image names")
   const below = protocol(file)
   refuseUnknown(others, `Block format '${kind}' does not support the option`)
   const format = driver as Format | undefined
-  if (offset === undefined && size === undefined) return format === undefined ? below : { ...below, format }
+  if (offset === undefined && size === undefined)
+    return { ...below, ...(format === undefined ? {} : { format }), ...(keys.length === 0 ? {} : { keys }) }
   if (driver !== 'raw')
     refuseUnknown({ ...(offset === undefined ? { size } : { offset }) } as Node, `Block format '${kind}' does not support the option`)
   return { ...windowOf(below, offset, size), format: 'raw' }
+}
+
+/** `encrypt.key-secret` of a layer, with the format that is expected. */
+function keysOf(encrypt: Node[string] | undefined, depth: number): KeyName[] {
+  if (encrypt === undefined) return []
+  if (typeof encrypt !== 'object' || encrypt === null) throw new DescriptionFault("Parameter 'encrypt' expects an object")
+  const { format, 'key-secret': id, ...others } = encrypt
+  const [unexpected] = Object.keys(others)
+  if (unexpected !== undefined) throw new DescriptionFault(`Parameter 'encrypt.${unexpected}' is unexpected`)
+  if (format !== undefined && format !== 'luks' && format !== 'aes')
+    throw new DescriptionFault(`Parameter 'encrypt.format' does not accept value '${format}'`)
+  if (typeof id !== 'string') throw new DescriptionFault("Parameter 'encrypt.key-secret' is required for cipher")
+  return [{ depth, id, ...(format === undefined ? {} : { format }) }]
+}
+
+/** The same of the layers below, which are those that the image names. */
+function keysBelow(backing: Node[string] | undefined, depth: number): KeyName[] {
+  if (typeof backing !== 'object' || backing === null) return []
+  return [...keysOf(backing.encrypt, depth), ...keysBelow(backing.backing, depth + 1)]
+}
+
+function holdsKeysAlone(backing: Node[string] | undefined): boolean {
+  if (typeof backing !== 'object' || backing === null) return false
+  return Object.entries(backing).every(([key, value]) => key === 'encrypt' || (key === 'backing' && holdsKeysAlone(value)))
 }
 
 /** A file, or what stands for one. */

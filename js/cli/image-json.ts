@@ -1,7 +1,7 @@
 /** The facts of an image as qemu-img's JSON has them. */
 import type { NamedImage } from './commands/info.js'
 import type { JsonObject, JsonValue } from './json.js'
-import type { ImageInfo, SnapshotInfo } from './library.js'
+import type { ImageInfo, LuksInfo, SnapshotInfo } from './library.js'
 
 /** The object that `info --output=json` prints. Key order is not decided here. */
 export function describeImage({ name, facts }: NamedImage): JsonObject {
@@ -39,7 +39,7 @@ export function describeSnapshot(snapshot: SnapshotInfo): JsonObject {
 /** The part that only qcow2 has. Version 2 has none of the newer features, so they are not mentioned. */
 export function formatSpecific(facts: ImageInfo): JsonObject {
   const oldest: JsonObject = { compat: facts.compat, 'compression-type': facts.compressionType, 'refcount-bits': facts.refcountBits }
-  const encrypt: JsonObject | undefined = facts.encryption === undefined ? undefined : { format: facts.encryption }
+  const encrypt = facts.encryption === undefined ? undefined : describeEncryption(facts.encryption, facts.luks)
   if (facts.compat === '0.10') return { ...oldest, encrypt }
   return {
     ...oldest,
@@ -50,6 +50,25 @@ export function formatSpecific(facts: ImageInfo): JsonObject {
     'data-file': facts.dataFile,
     'data-file-raw': facts.dataFile === undefined ? undefined : facts.dataFileRaw,
     bitmaps: facts.bitmaps.length > 0 ? facts.bitmaps.map(describeBitmap) : undefined,
+  }
+}
+
+function describeEncryption(format: 'aes' | 'luks', luks: LuksInfo | undefined): JsonObject {
+  if (luks === undefined) return { format }
+  return {
+    format,
+    'cipher-alg': luks.cipher,
+    'cipher-mode': luks.cipherMode,
+    'ivgen-alg': luks.ivGenerator,
+    'ivgen-hash-alg': luks.ivHash,
+    'hash-alg': luks.hash,
+    'detached-header': false,
+    'payload-offset': luks.payloadOffset,
+    'master-key-iters': luks.digestIterations,
+    uuid: luks.uuid,
+    slots: luks.slots.map(({ active, iterations, keyOffset }) =>
+      active ? { active, iters: iterations, 'key-offset': keyOffset, stripes: 4000 } : { active, 'key-offset': keyOffset },
+    ),
   }
 }
 

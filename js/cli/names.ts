@@ -5,6 +5,7 @@
 import { statSync } from 'node:fs'
 import { type Format, type LayerDescription, library, type NamedFile, type OpenOptions, type Qcow2Error, type Source } from './library.js'
 import { Refusal } from './refusal.js'
+import { KeyFault, keyOptions } from './secrets.js'
 import { strerror } from './strerror.js'
 import { isSystemError, type Wording, wordFault } from './texts.js'
 import { cacheOf } from './words.js'
@@ -50,7 +51,12 @@ export function plainName(given: string): ImageName {
 function describedName(given: string, imageOpts: boolean): ImageName {
   const { DescriptionFault, fromJson, fromOptions } = require('./describe.js') as typeof import('./describe.js')
   try {
-    return { given, ...(imageOpts ? fromOptions(given) : fromJson(given.slice(5))) }
+    const { keys, ...described } = imageOpts ? fromOptions(given) : fromJson(given.slice(5))
+    if (keys !== undefined) {
+      const { nameKeys } = require('./secrets.js') as typeof import('./secrets.js')
+      nameKeys(described.path, keys)
+    }
+    return { given, ...described }
   } catch (error) {
     throw error instanceof DescriptionFault ? cannotOpen(given, error.message) : error
   }
@@ -105,8 +111,11 @@ class NamedFault extends Error {
 }
 
 /** The options with which a command opens images. */
-export function gateOptions(policy: GatePolicy, cache = 'writeback'): Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'cache'> {
-  return { backingFiles: policy === 'plain' ? plainNames : policy, dataFile: policy !== 'deny', bigint: true, cache: cacheOf(cache) }
+export function gateOptions(
+  policy: GatePolicy,
+  cache = 'writeback',
+): Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'cache' | 'secret' | 'legacy'> {
+  return { backingFiles: policy === 'plain' ? plainNames : policy, dataFile: policy !== 'deny', bigint: true, cache: cacheOf(cache), ...keyOptions() }
 }
 
 async function plainNames(file: NamedFile, layer: LayerDescription): Promise<string | { path: string; format: Format }> {
@@ -176,6 +185,7 @@ interface Place {
 
 function placeOf(error: unknown): Place | undefined {
   if (error instanceof NamedFault) return { depth: error.kind === 'data' ? 0 : error.depth, wording: { text: error.message } }
+  if (error instanceof KeyFault) return { depth: error.depth, wording: { text: error.message } }
   if (!(error instanceof library().Qcow2Error)) return undefined
   if (error.code === 'ERR_QCOW2_CANCELLED') return undefined
   const { role, depth = '0' } = error.details

@@ -1,13 +1,11 @@
-/** `--object`: secrets are understood and kept by their id, for what is encrypted; other objects are of no use to an image. */
+/** `--object`: secrets are understood and kept by their id; other objects are of no use to an image. */
 import { accessSync, constants } from 'node:fs'
 import { splitList } from './options.js'
 import { Refusal } from './refusal.js'
+import { addSecret, hasSecret, readWhole } from './secrets.js'
 
 const TYPES = new Set(['secret', 'secret_keyring', 'tls-creds-x509', 'tls-creds-psk', 'tls-creds-anon', 'throttle-group'])
 const KEYS = new Set(['id', 'data', 'file', 'format', 'keyid', 'iv'])
-
-/** What was given so far: ids alone. What a secret holds is read when something is encrypted with it. */
-const secrets = new Set<string>()
 
 /** Understands a definition; what is wrong with it is refused in qemu-img's words. */
 export function readObject(definition: string): void {
@@ -64,7 +62,22 @@ function readSecret(id: string, values: ReadonlyMap<string, string>): void {
       throw new Refusal(`Unable to read ${file}: Failed to open file “${file}”: ${text}`)
     }
   }
-  if (keyid !== undefined && !secrets.has(keyid)) throw new Refusal(`No secret with id '${keyid}'`)
-  if (secrets.has(id)) throw new Refusal(`attempt to add duplicate property '${id}' to object (type 'container')`)
-  secrets.add(id)
+  if (keyid !== undefined && !hasSecret(keyid)) throw new Refusal(`No secret with id '${keyid}'`)
+  if (hasSecret(id)) throw new Refusal(`attempt to add duplicate property '${id}' to object (type 'container')`)
+  addSecret(id, () => {
+    if (keyid !== undefined) throw new Refusal('Secrets that are encrypted with another (keyid) are not supported in this version')
+    const bytes = file === undefined ? Buffer.from(data ?? '') : readWhole(file, file)
+    return format === 'raw' ? bytes : fromBase64(bytes)
+  })
+}
+
+function fromBase64(bytes: Uint8Array): Uint8Array {
+  const text = Buffer.from(bytes).toString('latin1')
+  const bare = text.replace(/[\r\n]/g, '')
+  if (!/^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(bare)) {
+    throw new Refusal(
+      /[^A-Za-z0-9+/=\r\n]/.test(text) ? 'Base64 data is not NULL terminated or contains invalid characters' : 'Base64 data is not valid',
+    )
+  }
+  return Buffer.from(bare, 'base64')
 }

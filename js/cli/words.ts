@@ -15,7 +15,7 @@ export class Done extends Error {
 
 /** The grammar of a command, with `--help` and the options that only this program has. */
 export function commandGrammar(flags: string, valued: string, long: string): Grammar {
-  return plainGrammar(flags, valued, `${long} !backing-files:`)
+  return plainGrammar(flags, valued, `${long} !backing-files: !passphrase-file: !passphrase-fd:`)
 }
 
 /** The grammar of a command that opens no file which an image names, with `--help`. */
@@ -37,6 +37,11 @@ export function readWords(
   program.describe?.(grammar, whole)
   try {
     return readOptions(words, grammar, (id, value) => {
+      if (id === 'passphrase-file' || id === 'passphrase-fd') {
+        const { takePassphrase } = require('./secrets.js') as typeof import('./secrets.js')
+        takePassphrase(id, value)
+        return
+      }
       if (id === 'h') {
         program.out.print(commandHelp(program, whole))
         throw new Done(0)

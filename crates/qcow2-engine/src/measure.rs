@@ -33,6 +33,8 @@ pub enum MeasureTarget {
         version: Version,
         /// All data clusters are allocated at once (`preallocation` falloc or full).
         preallocated: bool,
+        /// Bytes of its LUKS header with the key slots; 0 if it has none.
+        encryption: u64,
         /// The target has a backing file, of which nothing is known: the worst case is measured.
         backing: bool,
     },
@@ -64,6 +66,7 @@ pub fn measure(source: MeasureSource<'_>, target: MeasureTarget, context: &JobCo
         refcount_order,
         version,
         preallocated,
+        encryption,
         backing,
     } = target
     else {
@@ -79,7 +82,8 @@ pub fn measure(source: MeasureSource<'_>, target: MeasureTarget, context: &JobCo
     let aligned = size
         .checked_next_multiple_of(geometry.cluster_size())
         .ok_or_else(|| too_large(size))?;
-    let metadata = metadata_bytes(aligned, geometry, refcount_order);
+    let header = encryption.next_multiple_of(geometry.cluster_size());
+    let metadata = metadata_bytes(aligned, geometry, refcount_order).saturating_add(header);
     let data = match source {
         _ if preallocated => aligned,
         MeasureSource::Size(_) => 0,

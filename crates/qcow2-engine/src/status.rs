@@ -225,6 +225,8 @@ fn status(piece: &Piece, view: &View, flags: Flags, offset: Option<HostOffset>) 
         data,
         compressed,
     } = flags;
+    // Bytes that are encrypted do not stand there as they are.
+    let offset = offset.filter(|_| !(data && view.layer.guest_data().is_encrypted()));
     Status {
         start: piece.start,
         length: piece.length,

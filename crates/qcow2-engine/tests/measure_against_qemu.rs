@@ -68,6 +68,7 @@ impl Target {
             refcount_order: RefcountOrder::from_bits(self.refcount_bits).unwrap(),
             version: if self.version2 { Version::V2 } else { Version::V3 },
             preallocated: matches!(self.preallocation, "falloc" | "full"),
+            encryption: 0,
             backing: self.backing,
         }
     }

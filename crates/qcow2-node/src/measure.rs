@@ -6,6 +6,7 @@ use qcow2_engine::{Error, Format, MeasureSource, MeasureTarget, Measurement, mea
 use qcow2_format::{Geometry, RefcountOrder};
 
 use crate::call::accept;
+use crate::encryption::EncryptionSpec;
 use crate::handles::Handle;
 use crate::numbers::unsigned;
 use crate::outbox::{CallId, Outcome};
@@ -33,6 +34,8 @@ pub struct MeasureSpec {
     pub preallocation: String,
     /// It has a backing file.
     pub backing: bool,
+    /// How it is to be encrypted: the password does not matter.
+    pub encryption: Option<EncryptionSpec>,
 }
 
 /// The answer of a measurement, in bytes.
@@ -50,9 +53,9 @@ pub struct MeasureFacts {
 #[napi(catch_unwind)]
 pub fn measure(env: Env, id: CallId, options: MeasureSpec) -> napi::Result<()> {
     accept(&env, id, |call| {
-        let target = options.target()?;
         let size = unsigned("size", options.size.as_ref())?;
         let chain = options.chain.map(|handle| call.chain(handle)).transpose()?;
+        let target = options.target()?;
         call.run(Lane::Long, move |job| {
             let source = match (&chain, size) {
                 (Some(chain), None) => MeasureSource::Chain(chain),
@@ -79,13 +82,14 @@ pub fn measure(env: Env, id: CallId, options: MeasureSpec) -> napi::Result<()> {
 }
 
 impl MeasureSpec {
-    fn target(&self) -> Result<MeasureTarget, Error> {
+    fn target(self) -> Result<MeasureTarget, Error> {
         if format_named(&self.format)? == Format::Raw {
             return Ok(MeasureTarget::Raw);
         }
         if !self.cluster_size.is_power_of_two() {
             return Err(invalid("clusterSize", "not a power of two"));
         }
+        let encryption = self.encryption.map(EncryptionSpec::accept).transpose()?;
         Ok(MeasureTarget::Qcow2 {
             geometry: Geometry::new(self.cluster_size.ilog2(), self.extended_l2)
                 .ok_or_else(|| invalid("clusterSize", "outside of what the format has"))?,
@@ -97,6 +101,9 @@ impl MeasureSpec {
                 "falloc" | "full" => true,
                 other => return Err(crate::words::unknown("preallocation", other)),
             },
+            encryption: encryption
+                .and_then(|new| new.luks)
+                .map_or(0, |options| options.header_bytes()),
             backing: self.backing,
         })
     }

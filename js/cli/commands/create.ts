@@ -1,5 +1,5 @@
 /** `create`: a new image. */
-import { checkCreateValues, createOptionsOf } from '../create-checks.js'
+import { checkCreateValues, createOptionsOf, warnOfLegacy } from '../create-checks.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { type Format, library } from '../library.js'
 import { chainSize, openRefusal, plainName } from '../names.js'
@@ -10,7 +10,11 @@ import { misuse, Refusal } from '../refusal.js'
 import { beside, isOneFile, isSameFile, refuseNameless, targetFault } from '../targets.js'
 import { plainGrammar, readWords, takeObject } from '../words.js'
 
-const GRAMMAR = plainGrammar('qu', 'Fbfo', 'quiet=q object: format:=f backing:=b backing-format:=F backing-unsafe=u options:=o')
+const GRAMMAR = plainGrammar(
+  'qu',
+  'Fbfo',
+  'quiet=q object: format:=f backing:=b backing-format:=F backing-unsafe=u options:=o !passphrase-file: !passphrase-fd:',
+)
 
 const HELP: CommandHelp = {
   summary: 'Make a new image. An existing file is replaced.',
@@ -94,6 +98,7 @@ async function make(program: Program, asked: Asked): Promise<void> {
     program.out.flush()
   }
   checkCreateValues(format, values)
+  warnOfLegacy(program, values)
   const { path } = plainName(file)
   refuseNameless(path)
   const options = { ...createOptionsOf(values), format, size: BigInt(size), overwrite: true, signal: program.signal }

@@ -125,8 +125,9 @@ function targetOptions(program: Program, target: string, list: string | undefine
   if (target === 'raw') return { format: target }
   const fault = qcow2Fault(values)
   if (fault !== undefined) throw new Refusal(fault)
-  const { clusterSize, compat, refcountBits, extendedL2, preallocation, backing } = createOptionsOf(values)
+  const { clusterSize, compat, refcountBits, extendedL2, preallocation, backing, encryption } = createOptionsOf(values)
   const options: MeasureOptions = { format: target }
+  if (encryption !== undefined) options.encryption = encryption
   if (clusterSize !== undefined) options.clusterSize = clusterSize
   if (refcountBits !== undefined) options.refcountBits = refcountBits
   if (preallocation !== undefined) options.preallocation = preallocation
@@ -152,9 +153,7 @@ function qcow2Fault(values: CreateValues): string | undefined {
   }
   if (!['off', 'metadata', 'falloc', 'full'].includes(preallocation)) return `invalid parameter value: ${preallocation}`
   if (!values.has('encrypt.format')) return undefined
-  return values.has('encrypt.key-secret')
-    ? 'Encrypted images are not supported in this version'
-    : "Parameter 'encrypt.key-secret' is required for cipher"
+  return values.has('encrypt.key-secret') ? undefined : "Parameter 'encrypt.key-secret' is required for cipher"
 }
 
 function tooLarge(error: unknown): unknown {

@@ -28,7 +28,7 @@ pub struct LuksOptions {
     pub cipher: CipherSpec,
     /// Hash of all derivations.
     pub hash: HashAlgorithm,
-    /// Milliseconds of processor time that this machine is to need for one try of a password, at least 1.
+    /// Milliseconds of processor time that this machine is to need for one try of a password. However few they are, 1000 iterations are made.
     pub iter_time: u64,
 }
 
@@ -43,6 +43,14 @@ impl Default for LuksOptions {
             hash: HashAlgorithm::Sha256,
             iter_time: 2000,
         }
+    }
+}
+
+impl LuksOptions {
+    /// Bytes of the header with its key slots, up to the payload.
+    pub fn header_bytes(&self) -> u64 {
+        let key_bytes = u32::try_from(self.cipher.key_len()).unwrap_or(u32::MAX);
+        u64::from(LuksHeader::place(luks::SLOTS as u32, key_bytes)).saturating_mul(luks::SECTOR)
     }
 }
 
@@ -179,7 +187,7 @@ pub(super) fn iterations(rate: u64, options: &LuksOptions, length: usize, share:
     let blocks = length.div_ceil(options.hash.digest_len()).max(1) as u128;
     let wanted = u128::from(rate) * u128::from(options.iter_time) / 1000 / blocks / u128::from(share);
     let most = u128::from(u32::MAX);
-    if options.iter_time == 0 || wanted > most {
+    if wanted > most {
         return Err(Error::Invalid {
             argument: "iterTime",
             reason: format!("{} ms are out of range", options.iter_time),
