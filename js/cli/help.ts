@@ -79,6 +79,8 @@ const COMMON: readonly (readonly [string, string])[] = [
   ['--target-image-opts', 'the same for the target'],
   ['--object TYPE,KEY=VALUE,…', 'define an object, such as a secret'],
   ROWS.gate,
+  ['--passphrase-file FILE', 'the file whose bytes open encrypted images; a line break at its end is not part of them'],
+  ['--passphrase-fd FD', 'the same from an open file descriptor, such as that of a pipe'],
 ]
 
 /** The help of a command with a row for each option that its grammar has. */
