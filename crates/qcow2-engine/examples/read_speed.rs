@@ -115,7 +115,7 @@ fn read(chain: &Chain, at: u64, buffer: &mut [u8]) -> bool {
         match piece {
             NowPiece::Data { storage, host, .. } => assert_eq!(storage.read_at(*host, target).unwrap(), target.len()),
             NowPiece::Zero { .. } => target.fill(0),
-            NowPiece::Encrypted(_) => panic!("nothing here is encrypted"),
+            NowPiece::Encrypted(_) => unreachable!("no key is given here"),
             NowPiece::Decoded(piece) => target.copy_from_slice(piece.bytes()),
         }
         filled += piece.length();

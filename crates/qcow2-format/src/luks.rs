@@ -75,11 +75,16 @@ pub fn material_bytes(key_bytes: u32) -> u64 {
 }
 
 impl LuksHeader {
-    /// Where slot `number`'s material begins in a new header, in sectors; for one past the last slot, the payload.
+    /// Where slot `number`'s material begins in a new header, in sectors.
     pub fn place(number: u32, key_bytes: u32) -> u32 {
         let each = material_sectors(key_bytes).checked_next_multiple_of(ALIGNMENT);
         let slots = each.unwrap_or(u32::MAX).saturating_mul(number);
         slots.saturating_add(ALIGNMENT)
+    }
+
+    /// Where the payload begins in a new header, in sectors: behind all slots.
+    pub fn payload_behind(key_bytes: u32) -> u32 {
+        Self::place(8, key_bytes)
     }
 
     /// Reads the header that stands at byte `at` of its file and may take `room` bytes with its key slots.

@@ -22,6 +22,11 @@ pub(crate) enum Count {
     Guest,
 }
 
+/// Bytes from the begin of its sector.
+fn into_sector(host: u64) -> usize {
+    usize::try_from(host % SECTOR as u64).unwrap_or(0)
+}
+
 /// A cipher with its key, as guest clusters need it.
 #[derive(Debug)]
 pub(crate) struct GuestCipher {
@@ -97,7 +102,7 @@ impl GuestData {
     }
 
     fn decrypted(&self, cipher: &GuestCipher, guest: u64, host: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let (skip, length) = ((host % SECTOR as u64) as usize, buffer.len());
+        let (skip, length) = (into_sector(host), buffer.len());
         if skip == 0 && length.is_multiple_of(SECTOR) {
             let count = self.storage.read_at(HostOffset(host), buffer)?;
             // Of a sector that is there in part nothing can be had.
@@ -125,7 +130,7 @@ impl GuestData {
         let Some(cipher) = &self.cipher else {
             return self.storage.read_now(host, memory);
         };
-        let skip = (host.0 % SECTOR as u64) as usize;
+        let skip = into_sector(host.0);
         let length = skip.checked_add(memory.length())?.checked_next_multiple_of(SECTOR)?;
         if length > NOW {
             return None;
@@ -162,7 +167,7 @@ impl GuestData {
             return self.encrypted(cipher, guest.0, host.0, bytes);
         }
         let _alone = cipher.edges.write().unwrap_or_else(PoisonError::into_inner);
-        let skip = (host.0 % SECTOR as u64) as usize;
+        let skip = into_sector(host.0);
         let (guest, host) = (guest.0.saturating_sub(skip as u64), host.0.saturating_sub(skip as u64));
         let mut whole = vec![0; skip.saturating_add(bytes.len()).next_multiple_of(SECTOR)];
         let last = whole.len().saturating_sub(SECTOR);

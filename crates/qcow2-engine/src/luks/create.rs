@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use qcow2_codec::crypt::{
-    CipherAlgorithm, CipherMode, CipherSpec, CryptError, HashAlgorithm, IvGenerator, SectorCipher, pbkdf2, random,
-    split,
+    CipherAlgorithm, CipherMode, CipherSpec, CryptError, HashAlgorithm, IvGenerator, SECTOR, SectorCipher, pbkdf2,
+    random, split,
 };
 use qcow2_format::HostOffset;
 use qcow2_format::luks::{self, KeySlot, LuksHeader};
@@ -50,7 +50,7 @@ impl LuksOptions {
     /// Bytes of the header with its key slots, up to the payload.
     pub fn header_bytes(&self) -> u64 {
         let key_bytes = u32::try_from(self.cipher.key_len()).unwrap_or(u32::MAX);
-        u64::from(LuksHeader::place(luks::SLOTS as u32, key_bytes)).saturating_mul(luks::SECTOR)
+        u64::from(LuksHeader::payload_behind(key_bytes)).saturating_mul(luks::SECTOR)
     }
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn new_volume(secret: &Secret, options: &LuksOptions, job: &JobContex
         cipher: options.cipher.algorithm.family().to_owned(),
         mode: options.cipher.mode_name(),
         hash: options.hash.name().to_owned(),
-        payload: LuksHeader::place(luks::SLOTS as u32, key_bytes),
+        payload: LuksHeader::payload_behind(key_bytes),
         key_bytes,
         digest: [0; 20],
         digest_salt: [0; 32],
@@ -121,8 +121,8 @@ pub(crate) fn new_volume(secret: &Secret, options: &LuksOptions, job: &JobContex
         *first = slot;
     }
     let mut bytes = volume.header.encode().to_vec();
-    let place = LuksHeader::place(0, key_bytes) as usize * luks::SECTOR as usize;
-    bytes.resize(place, 0);
+    let place = u64::from(LuksHeader::place(0, key_bytes)) * luks::SECTOR;
+    bytes.resize(usize::try_from(place).unwrap_or(bytes.len()), 0);
     bytes.extend_from_slice(&material);
     let cipher = SectorCipher::new(&options.cipher, key.bytes()).map_err(|error| failed(None, error))?;
     Ok(NewLuks {
@@ -151,7 +151,7 @@ pub(super) fn new_slot(
     fill(&mut slot.salt)?;
     let cipher = slot_cipher(volume, &slot, secret, job)?;
     let length = usize::try_from(luks::material_bytes(volume.header.key_bytes)).unwrap_or(0);
-    let mut stripes = Secret::zeros(length.next_multiple_of(luks::SECTOR as usize));
+    let mut stripes = Secret::zeros(length.next_multiple_of(SECTOR));
     let wrong = |error| failed(None, error);
     let target = stripes.bytes_mut().get_mut(..length).unwrap_or_default();
     split(volume.hash, key.bytes(), target).map_err(wrong)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use qcow2_codec::crypt::{ConstantTimeEq, SectorCipher, merge, pbkdf2};
+use qcow2_codec::crypt::{ConstantTimeEq, SECTOR, SectorCipher, merge, pbkdf2};
 use qcow2_format::HostOffset;
 use qcow2_format::luks::{self, KeySlot};
 
@@ -59,7 +59,7 @@ pub(super) fn open_slot(
     // At most 64 bytes times 4000 stripes, in whole sectors.
     let material = luks::material_bytes(volume.header.key_bytes);
     let bytes = usize::try_from(material).unwrap_or(0);
-    let mut stripes = Secret::zeros(bytes.next_multiple_of(luks::SECTOR as usize));
+    let mut stripes = Secret::zeros(bytes.next_multiple_of(SECTOR));
     let place = volume
         .offset
         .0

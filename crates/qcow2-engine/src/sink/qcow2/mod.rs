@@ -9,6 +9,12 @@ use std::sync::Arc;
 
 use qcow2_format::{CryptoExtension, Extensions, Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Entry, Version};
 
+mod bytes;
+mod tables;
+
+use bytes::Pending;
+use tables::Table;
+
 use super::allocate::Allocator;
 use super::append::{Appender, failed};
 use super::refcounts::{internal, out_of_memory};
@@ -59,19 +65,6 @@ pub(crate) struct Qcow2Sink {
     l1: Vec<L1Entry>,
     table: Option<Table>,
     report: SinkReport,
-}
-
-/// The L2 table that is being filled.
-#[derive(Debug)]
-struct Table {
-    l1_index: u64,
-    bytes: Vec<u8>,
-}
-
-/// Host ranges that wait to be written as one: neighbours in the chunk and in the file.
-struct Pending {
-    host: u64,
-    bytes: Range<usize>,
 }
 
 impl Qcow2Sink {
@@ -166,53 +159,6 @@ impl Qcow2Sink {
         }
     }
 
-    /// Sets the entries of `count` clusters from `guest` on; `host` gives the first cluster's place, and the others follow it.
-    fn set_entries(&mut self, guest: GuestOffset, count: u64, entry: impl Fn(u64) -> L2Entry) -> Result<()> {
-        let cluster = self.geometry.cluster_size();
-        let mut done = 0;
-        while done < count {
-            let at = GuestOffset(guest.0 + done * cluster);
-            let (index, in_table) = (self.geometry.l2_index(at), self.geometry.l2_entries());
-            let here = (count - done).min(in_table - index);
-            let width = if self.geometry.extended_l2() { 16 } else { 8 };
-            let begin = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(width);
-            let table = self.open_table(self.geometry.l1_index(at))?;
-            let room = table.get_mut(begin..).unwrap_or_default();
-            let here_len = usize::try_from(here).unwrap_or(usize::MAX);
-            for (number, slot) in (done..).zip(room.chunks_exact_mut(width)).take(here_len) {
-                let entry = entry(number);
-                let (word, rest) = slot.split_at_mut(8);
-                word.copy_from_slice(&entry.word.to_be_bytes());
-                if !rest.is_empty() {
-                    rest.copy_from_slice(&entry.subclusters.to_be_bytes());
-                }
-            }
-            done += here;
-        }
-        Ok(())
-    }
-
-    fn open_table(&mut self, l1_index: u64) -> Result<&mut [u8]> {
-        if self.table.as_ref().is_none_or(|table| table.l1_index != l1_index) {
-            self.close_table()?;
-        }
-        let length = self.geometry.cluster_len();
-        let table = self.table.get_or_insert_with(|| Table {
-            l1_index,
-            bytes: vec![0; length],
-        });
-        Ok(&mut table.bytes)
-    }
-
-    fn close_table(&mut self) -> Result<()> {
-        let Some(table) = self.table.take() else { return Ok(()) };
-        let place = self.allocator.exactly(1)?;
-        self.allocator.out.write_table(place, &table.bytes)?;
-        let entry = usize::try_from(table.l1_index).ok().and_then(|at| self.l1.get_mut(at));
-        *entry.ok_or_else(|| internal("an L2 table lies behind the L1 table"))? = L1Entry::new(place, true);
-        Ok(())
-    }
-
     /// Gives `count` clusters that have no bytes of their own a place each, with `entry` naming it.
     fn reserve(&mut self, guest: GuestOffset, count: u64, entry: impl Fn(HostOffset) -> L2Entry) -> Result<()> {
         let cluster = self.geometry.cluster_size();
@@ -233,54 +179,6 @@ impl Qcow2Sink {
         Ok(())
     }
 
-    fn write_zeros(&mut self, guest: GuestOffset, host: HostOffset, length: u64) -> Result<()> {
-        if self.cipher.is_some() {
-            return self.write_sealed_zeros(guest, host, length);
-        }
-        match &mut self.data {
-            Some(data) => {
-                let end = (host.0 + length).min(self.layout.header.recorded_size);
-                data.write_zeros(host, end.saturating_sub(host.0))
-            }
-            None => self.allocator.out.write_zeros(host, length),
-        }
-    }
-
-    fn write_sealed_zeros(&mut self, guest: GuestOffset, host: HostOffset, length: u64) -> Result<()> {
-        let length = match self.data {
-            Some(_) => (host.0 + length)
-                .min(self.layout.header.recorded_size)
-                .saturating_sub(host.0),
-            None => length,
-        };
-        let cluster = self.geometry.cluster_size();
-        let mut done = 0;
-        while done < length {
-            let piece = cluster.min(length - done);
-            let mut sealed = std::mem::take(&mut self.sealed);
-            sealed.clear();
-            sealed.resize(usize::try_from(piece).unwrap_or(0), 0);
-            let outcome = self.write_sealed(GuestOffset(guest.0 + done), HostOffset(host.0 + done), &mut sealed);
-            self.sealed = sealed;
-            outcome?;
-            done += piece;
-        }
-        Ok(())
-    }
-
-    /// Encrypts `bytes`, whole sectors, and writes them to where guest clusters stand.
-    fn write_sealed(&mut self, guest: GuestOffset, host: HostOffset, bytes: &mut [u8]) -> Result<()> {
-        let out = match &mut self.data {
-            Some(data) => data,
-            None => &mut self.allocator.out,
-        };
-        if let Some(cipher) = &self.cipher {
-            let outcome = cipher.encrypt(guest, host, bytes);
-            outcome.map_err(|source| failed("encrypt", &**out.storage(), source))?;
-        }
-        out.write(host, bytes)
-    }
-
     /// The entry of a cluster that has a place, and reads as zeros.
     fn reserved_zero(&self) -> impl Fn(HostOffset) -> L2Entry + use<> {
         let (geometry, backing, raw) = (self.geometry, self.layout.backing, self.layout.data_file_raw);
@@ -295,100 +193,6 @@ impl Qcow2Sink {
                 L2Entry::zero(Some(host), true, geometry)
             } else {
                 L2Entry::subclusters(Some(host), true, 0, 0)
-            }
-        }
-    }
-
-    fn store(
-        &mut self,
-        chunk: &Chunk,
-        number: u64,
-        pending: &mut Option<Pending>,
-        data: u32,
-        entry: impl Fn(HostOffset) -> L2Entry,
-    ) -> Result<()> {
-        let cluster = self.geometry.cluster_size();
-        let guest = GuestOffset(chunk.start.0 + number * cluster);
-        self.open_table(self.geometry.l1_index(guest))?;
-        let (host, _) = self.hosts(guest, 1)?;
-        self.set_entries(guest, 1, |_| entry(host))?;
-        let begin = usize::try_from(number * cluster).map_err(|_| internal("a chunk is too long"))?;
-        let unit = self.geometry.cluster_len() / 32;
-        // Stretches of stored subclusters; without subclusters all bits are set and this is one stretch.
-        let mut bits = data;
-        while bits != 0 {
-            let first = bits.trailing_zeros();
-            let length = (bits >> first).trailing_ones();
-            bits &= !(u32::MAX >> (32 - length) << first);
-            let from = first as usize * unit;
-            let part = Pending {
-                host: host.0 + from as u64,
-                bytes: begin + from..begin + from + length as usize * unit,
-            };
-            self.queue(chunk, pending, part)?;
-        }
-        Ok(())
-    }
-
-    fn queue(&mut self, chunk: &Chunk, pending: &mut Option<Pending>, part: Pending) -> Result<()> {
-        if let Some(before) = pending
-            && before.bytes.end == part.bytes.start
-            && before.host + before.bytes.len() as u64 == part.host
-        {
-            before.bytes.end = part.bytes.end;
-            return Ok(());
-        }
-        let before = pending.replace(part);
-        self.write_pending(chunk, before)
-    }
-
-    fn write_pending(&mut self, chunk: &Chunk, pending: Option<Pending>) -> Result<()> {
-        let Some(Pending { host, bytes }) = pending else {
-            return Ok(());
-        };
-        if self.writes_zeros() {
-            return self.write_part(chunk, host, &bytes, bytes.clone());
-        }
-        let first = chunk.pieces.partition_point(|piece| piece.end <= bytes.start);
-        for piece in chunk.pieces.get(first..).unwrap_or_default() {
-            if piece.start >= bytes.end {
-                break;
-            }
-            self.write_part(
-                chunk,
-                host,
-                &bytes,
-                piece.start.max(bytes.start)..piece.end.min(bytes.end),
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Writes `part` of the chunk; `whole`, which it is a part of, stands at `host`.
-    fn write_part(&mut self, chunk: &Chunk, host: u64, whole: &Range<usize>, part: Range<usize>) -> Result<()> {
-        let offset = HostOffset(host + (part.start - whole.start) as u64);
-        if self.cipher.is_some() {
-            let end = match self.data {
-                Some(_) => usize::try_from(chunk.length).unwrap_or(usize::MAX).min(part.end),
-                None => part.end,
-            };
-            let guest = GuestOffset(chunk.start.0 + part.start as u64);
-            let mut sealed = std::mem::take(&mut self.sealed);
-            sealed.clear();
-            sealed.extend_from_slice(chunk.bytes.get(part.start..end).unwrap_or_default());
-            let outcome = self.write_sealed(guest, offset, &mut sealed);
-            self.sealed = sealed;
-            return outcome;
-        }
-        match &mut self.data {
-            Some(data) => {
-                // The data file ends with the disk, not with its last cluster.
-                let end = usize::try_from(chunk.length).unwrap_or(usize::MAX).min(part.end);
-                data.write(offset, chunk.bytes.get(part.start..end).unwrap_or_default())
-            }
-            None => {
-                let bytes = chunk.bytes.get(part).ok_or_else(|| internal("a chunk is too short"))?;
-                self.allocator.out.write(offset, bytes)
             }
         }
     }
