@@ -114,6 +114,11 @@ pub(super) fn sectors(
     dispatch!(algorithm, make, mode, iv, key)
 }
 
+/// The numbers of sectors from `first` on. The last number there is has one behind it that nobody uses, and that must not overflow.
+fn numbers(first: u64) -> impl Iterator<Item = u64> {
+    (0..).map(move |count| first.wrapping_add(count))
+}
+
 struct Ecb<C>(C);
 
 impl<C: BlockCipher> Sectors for Ecb<C> {
@@ -143,7 +148,7 @@ impl<C: BlockCipher> Cbc<C> {
 
 impl<C: BlockCipher> Sectors for Cbc<C> {
     fn encrypt(&self, first: u64, sectors: &mut [u8]) {
-        for (number, sector) in (first..).zip(sectors.chunks_exact_mut(SECTOR)) {
+        for (number, sector) in numbers(first).zip(sectors.chunks_exact_mut(SECTOR)) {
             let mut before = self.vector(number);
             let (blocks, _) = Array::<u8, C::BlockSize>::slice_as_chunks_mut(sector);
             for block in blocks {
@@ -158,7 +163,7 @@ impl<C: BlockCipher> Sectors for Cbc<C> {
 
     fn decrypt(&self, first: u64, sectors: &mut [u8]) {
         let width = C::BlockSize::USIZE;
-        for (number, sector) in (first..).zip(sectors.chunks_exact_mut(SECTOR)) {
+        for (number, sector) in numbers(first).zip(sectors.chunks_exact_mut(SECTOR)) {
             let mut before = [0; SECTOR];
             let (vector, rest) = before.split_at_mut(width);
             vector.copy_from_slice(&self.vector(number));
@@ -184,7 +189,7 @@ struct Xts<C> {
 impl<C: BlockCipher + BlockSizeUser<BlockSize = U16>> Xts<C> {
     #[inline(always)]
     fn run(&self, first: u64, sectors: &mut [u8], work: impl Fn(&C, &mut [Block<C>])) {
-        let mut numbers = first..;
+        let mut numbers = numbers(first);
         for group in sectors.chunks_mut(TWEAKS * SECTOR) {
             let mut vectors = [[0u8; 16]; TWEAKS];
             let count = group.len() / SECTOR;
