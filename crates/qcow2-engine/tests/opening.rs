@@ -40,7 +40,7 @@ fn header_faults_are_refused_by_name() {
     image.clone().put32(96, 7).refused("REFCOUNT_WIDTH");
     image.clone().put64(72, 1 << 40).refused("UNKNOWN_FEATURE");
     image.clone().put32(32, 3).refused("ENCRYPTION_METHOD");
-    image.clone().put32(32, 1).refused("ENCRYPTED");
+    image.clone().put32(32, 2).refused("ENCRYPTION_HEADER_MISSING");
     image.clone().put64(24, 1 << 63).refused("VIRTUAL_SIZE");
     image.clone().put32(36, 0).refused("L1_TOO_SMALL");
     for entries in [0x8000_0000, u32::MAX] {
@@ -284,7 +284,8 @@ fn an_encrypted_image_shows_its_facts_but_never_its_bytes() {
             ],
         );
         let open = |options| Layer::open_qcow2(storage(&folder.path(&name)), &options);
-        let error = open(LayerOptions::default()).unwrap_err();
+        let locked = vec![open(LayerOptions::default()).unwrap()];
+        let error = Chain::new(locked, ChainOptions::default()).unwrap_err();
         assert!(matches!(error, Error::Encrypted { method, .. } if method == format));
         let metadata = LayerOptions {
             metadata_only: true,
@@ -294,7 +295,7 @@ fn an_encrypted_image_shows_its_facts_but_never_its_bytes() {
         assert_eq!(layer.virtual_size(), 1 << 20);
         assert_eq!(
             Chain::new(vec![layer], ChainOptions::default()).unwrap_err().code(),
-            "ERR_QCOW2_ENCRYPTED"
+            "ERR_QCOW2_METADATA_ONLY"
         );
         let check = LayerOptions {
             for_check: true,
