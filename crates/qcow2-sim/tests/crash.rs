@@ -36,6 +36,7 @@ fn no_call_that_fails_damages_an_image() {
         seed: 2,
         states: 10_000,
         faulty: 1,
+        qemu: 300,
         time: Duration::from_secs(300),
         ..Campaign::default()
     });

@@ -5,7 +5,7 @@ mod failed;
 mod ranges;
 mod whole;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -93,7 +93,7 @@ struct Shared {
     /// Which operation changed which sector.
     touched: Vec<(u32, u32)>,
     /// Sectors that an operation which failed may have written, and that could not be read since.
-    unknown: Vec<(u32, u32)>,
+    unknown: BTreeMap<u32, Vec<u32>>,
     /// The last operation that changes everything, if it has failed.
     failed_switch: Option<u32>,
     wrong: Option<String>,
@@ -142,7 +142,7 @@ pub fn run(plan: &Plan, conditions: &Conditions) -> Result<Trace, Error> {
             current: begin.sectors.clone(),
             versions: HashMap::new(),
             touched: Vec::new(),
-            unknown: Vec::new(),
+            unknown: BTreeMap::new(),
             failed_switch: None,
             wrong: None,
             errors: 0,

@@ -150,13 +150,15 @@ impl Driver {
 
     /// Notes what was not known while reads failed.
     pub(super) fn settle_unknown(&self) {
-        let unknown = std::mem::take(&mut self.shared().unknown);
-        for entry in unknown {
-            self.settle(&[entry], false);
+        let unknown: Vec<u32> = self.shared().unknown.keys().copied().collect();
+        for sector in unknown {
+            let current = self.shared().current[sector as usize];
+            self.settle(&[(sector, current)], false);
         }
     }
 
-    /// Notes what sectors hold now: what was written if that is `sure`, else what they say, which must be the old or the new.
+    /// Notes what sectors hold now: what was written if that is `sure`, else what they say, which must be the old or the new, or what of before
+    /// was not known.
     pub(super) fn settle(&self, entries: &[(u32, u32)], sure: bool) {
         if sure {
             let mut shared = self.shared();
@@ -164,6 +166,7 @@ impl Driver {
             shared.touched.extend(entries.iter().map(|(sector, _)| (op, *sector)));
             for &(sector, content) in entries {
                 shared.current[sector as usize] = content;
+                shared.unknown.remove(&sector);
             }
             return;
         }
@@ -179,20 +182,26 @@ impl Driver {
             if !self.faulty {
                 self.wrong(format!("reading back failed: {error}"));
             }
-            // Not known until reads work again.
-            self.shared().unknown.extend_from_slice(entries);
+            // Not known until reads work again: any of those that could not be read may have happened.
+            let mut shared = self.shared();
+            for &(sector, content) in entries {
+                shared.unknown.entry(sector).or_default().push(content);
+            }
             return;
         }
         let mut shared = self.shared();
         for (&(sector, content), there) in entries.iter().zip(bytes.chunks(SECTOR)) {
             let old = shared.current[sector as usize];
-            if shared.contents.get(content) == there {
+            let earlier = shared.unknown.remove(&sector).unwrap_or_default();
+            let candidates = [content, old].into_iter().chain(earlier);
+            let found = { candidates }.find(|candidate| shared.contents.get(*candidate) == there);
+            if let Some(found) = found {
                 let op = shared.steps.len() as u32 - 1;
-                if old != content {
+                if old != found {
                     shared.touched.push((op, sector));
                 }
-                shared.current[sector as usize] = content;
-            } else if shared.contents.get(old) != there {
+                shared.current[sector as usize] = found;
+            } else {
                 let what = shared.contents.find(there).map(|content| shared.contents.op(content));
                 let text = format!("sector {sector:#x} reads neither as before nor as asked for: {what:?}");
                 shared.wrong.get_or_insert(text);
