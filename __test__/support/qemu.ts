@@ -19,6 +19,7 @@ const packageOf: Record<string, string> = {
   'qemu-nbd': 'qemu-utils',
   zstd: 'zstd',
   groff: 'groff-base',
+  cryptsetup: 'cryptsetup-bin',
   '7zz': '7zip',
   '/usr/bin/python3': 'python3',
 }
