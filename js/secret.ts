@@ -96,7 +96,10 @@ async function readSecret(path: string): Promise<Uint8Array> {
       length += bytesRead
     }
     if (length > LONGEST) throw new Qcow2Error('ERR_QCOW2_LIMIT', `the secret is longer than ${LONGEST} bytes`, { path })
-    return bytes.slice(0, length)
+    // With a buffer of its own: the engine keeps small arrays without one where it moves them, and leaves copies.
+    const secret = new Uint8Array(new ArrayBuffer(length))
+    secret.set(bytes.subarray(0, length))
+    return secret
   } finally {
     bytes.fill(0)
     await close(descriptor)

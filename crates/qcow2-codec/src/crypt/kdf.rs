@@ -8,6 +8,7 @@ use sha1::Sha1;
 use sha2::{Sha224, Sha256, Sha384, Sha512};
 use zeroize::Zeroize;
 
+use super::stack::{DEEP, wiped};
 use super::{CryptError, HashAlgorithm};
 
 /// Iterations between two looks at whether to go on: some milliseconds.
@@ -34,14 +35,14 @@ pub fn pbkdf2(
         iterations,
         go_on,
     };
-    let done = match hash {
+    let done = wiped::<DEEP, _>(|| match hash {
         HashAlgorithm::Sha1 => job.run::<Hmac<Sha1>>(out),
         HashAlgorithm::Sha224 => job.run::<Hmac<Sha224>>(out),
         HashAlgorithm::Sha256 => job.run::<Hmac<Sha256>>(out),
         HashAlgorithm::Sha384 => job.run::<Hmac<Sha384>>(out),
         HashAlgorithm::Sha512 => job.run::<Hmac<Sha512>>(out),
         HashAlgorithm::Ripemd160 => job.run::<Hmac<Ripemd160>>(out),
-    };
+    });
     if done {
         return Ok(());
     }
@@ -71,7 +72,7 @@ impl Job<'_> {
             let others: Vec<_> = blocks
                 .map(|(number, block)| {
                     let mac = &mac;
-                    scope.spawn(move || self.block(mac, number, block))
+                    scope.spawn(move || wiped::<DEEP, _>(|| self.block(mac, number, block)))
                 })
                 .collect();
             let mut whole = first.is_none_or(|(number, block)| self.block(&mac, number, block));

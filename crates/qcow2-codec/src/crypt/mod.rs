@@ -9,6 +9,7 @@ mod kdf;
 mod modes;
 mod sector;
 mod split;
+mod stack;
 
 pub use error::CryptError;
 pub use hash::HashAlgorithm;

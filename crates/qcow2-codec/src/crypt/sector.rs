@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::iv::Iv;
 use super::modes::{Sectors, sectors};
+use super::stack::{DEEP, SHALLOW, wiped};
 use super::{CipherMode, CipherSpec, CryptError, SECTOR};
 
 /// A cipher with its key. Shared between threads; its key schedule is wiped when it is dropped.
@@ -33,14 +34,14 @@ impl SectorCipher {
                 wanted: spec.key_len(),
             });
         }
-        let iv = match spec.mode {
-            CipherMode::Ecb => None,
-            _ => Some(Iv::new(spec.iv, spec.algorithm, key)?),
-        };
-        Ok(Self {
-            spec: *spec,
-            sectors: sectors(spec.algorithm, spec.mode, iv, key)?,
-        })
+        let sectors = wiped::<DEEP, _>(|| {
+            let iv = match spec.mode {
+                CipherMode::Ecb => None,
+                _ => Some(Iv::new(spec.iv, spec.algorithm, key)?),
+            };
+            sectors(spec.algorithm, spec.mode, iv, key)
+        })?;
+        Ok(Self { spec: *spec, sectors })
     }
 
     /// What it is.
@@ -54,7 +55,7 @@ impl SectorCipher {
     /// [`CryptError::NotSectors`].
     pub fn encrypt(&self, first: u64, bytes: &mut [u8]) -> Result<(), CryptError> {
         whole(bytes)?;
-        self.sectors.encrypt(first, bytes);
+        wiped::<SHALLOW, _>(|| self.sectors.encrypt(first, bytes));
         Ok(())
     }
 
@@ -64,7 +65,7 @@ impl SectorCipher {
     /// [`CryptError::NotSectors`].
     pub fn decrypt(&self, first: u64, bytes: &mut [u8]) -> Result<(), CryptError> {
         whole(bytes)?;
-        self.sectors.decrypt(first, bytes);
+        wiped::<SHALLOW, _>(|| self.sectors.decrypt(first, bytes));
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use zeroize::Zeroizing;
 
+use super::stack::{DEEP, wiped};
 use super::{CryptError, HashAlgorithm, random};
 
 /// Spreads `key` over `out`, which is a whole number of keys long.
@@ -14,9 +15,11 @@ pub fn split(hash: HashAlgorithm, key: &[u8], out: &mut [u8]) -> Result<(), Cryp
     let (stripes, last) = out.split_at_mut(last);
     random(stripes)?;
     let mut sum = Zeroizing::new(vec![0; key.len()]);
-    for stripe in stripes.chunks_exact(length) {
-        mix(hash, &mut sum, stripe);
-    }
+    wiped::<DEEP, _>(|| {
+        for stripe in stripes.chunks_exact(length) {
+            mix(hash, &mut sum, stripe);
+        }
+    });
     for ((to, key), sum) in last.iter_mut().zip(key).zip(sum.iter()) {
         *to = key ^ sum;
     }
@@ -28,9 +31,11 @@ pub fn merge(hash: HashAlgorithm, stripes: &[u8], key: &mut [u8]) {
     let length = key.len().max(1);
     let (stripes, last) = stripes.split_at(stripes.len().saturating_sub(length));
     key.fill(0);
-    for stripe in stripes.chunks_exact(length) {
-        mix(hash, key, stripe);
-    }
+    wiped::<DEEP, _>(|| {
+        for stripe in stripes.chunks_exact(length) {
+            mix(hash, key, stripe);
+        }
+    });
     for (key, last) in key.iter_mut().zip(last) {
         *key ^= last;
     }
