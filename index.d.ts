@@ -26,6 +26,8 @@ export interface AmendSpec {
   dataFile?: string
   /** Virtual size in bytes. */
   size?: bigint
+  /** Passwords of an image with LUKS encryption. */
+  keySlot?: KeySlotSpec
 }
 
 /**
@@ -441,6 +443,22 @@ export interface KeySlotFacts {
   iterations: number
   /** Bytes from the begin of the header to its material. */
   keyOffset: number
+}
+
+/** What becomes of the passwords of an image. */
+export interface KeySlotSpec {
+  /** What opens it now; copied, and the copy is wiped, as of the others. */
+  secret: Uint8Array
+  /** What is to open it. */
+  newSecret?: Uint8Array
+  /** What is not to open it any more. */
+  oldSecret?: Uint8Array
+  /** Which slot, from 0 to 7. */
+  slot?: number
+  /** Milliseconds that one try of the new password is to take. */
+  iterTime: number
+  /** Also what cannot be undone. */
+  force: boolean
 }
 
 /** What is known of a layer once it is open. Sizes in bytes. */

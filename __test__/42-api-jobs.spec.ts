@@ -135,7 +135,9 @@ test('an exception of onProgress cancels the job and becomes its rejection', asy
   const folder = temporaryFolder()
   const source = await bigRaw(folder)
   const own = new Error('mine')
+  // So slow that it cannot have ended before the first word of it is heard, however busy this thread is.
   const job = convert(source, join(folder, 'out.qcow2'), {
+    rateLimit: '16M',
     onProgress: () => {
       throw own
     },

@@ -8,6 +8,7 @@ import { JOB_RULES, type JobControl, startJob } from './job.js'
 import type { AmendOptions, AmendResult } from './job-types.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, flag, integer, oneOf, size, text } from './options.js'
+import { keySlot, withKeySlot } from './secret.js'
 import { OPEN_RULES, settingsOf } from './settings.js'
 import { narrow } from './sizes.js'
 import { type Located, locate } from './source.js'
@@ -25,19 +26,20 @@ const RULES = {
   dataFileName: text,
   dataFile: OPEN_RULES.dataFile,
   size,
+  keySlot,
 }
 
 type Options = Checked<typeof RULES>
 
 /**
- * Changes the format of an image in place: its version, the width of its refcounts, lazy refcounts, the name of its data file, its size. Guest and
- * snapshots see what they saw, but for a smaller disk's end. Nobody else may use the image meanwhile.
+ * Changes the format of an image in place: its version, the width of its refcounts, lazy refcounts, the name of its data file, its size, the
+ * passwords that open it. Guest and snapshots see what they saw, but for a smaller disk's end. Nobody else may use the image meanwhile.
  *
  * What contradicts itself, or what the image holds, is refused before anything is changed. Cancelled, failed or cut short later, the image is right
  * and has some of the changes; called again it gets the others.
  *
  * @throws Qcow2Error - `ERR_QCOW2_AMEND` for what cannot be, such as version 2 for an image with a data file; `ERR_QCOW2_REFCOUNT_OVERFLOW` for a
- * width that is too narrow for what is counted
+ * width that is too narrow for what is counted; `ERR_QCOW2_KEY_SLOT` for a change of passwords that cannot be
  *
  * @example
  * ```ts
@@ -57,7 +59,7 @@ export function amend(source: Source, options: AmendOptions): Job<AmendResult> {
 }
 
 async function run(located: Located, options: Options, control: JobControl): Promise<AmendResult> {
-  const { compat, refcountBits, lazyRefcounts, dataFileRaw, dataFileName, size: wanted, onProgress: _, ...opening } = options
+  const { compat, refcountBits, lazyRefcounts, dataFileRaw, dataFileName, size: wanted, keySlot: slots, onProgress: _, ...opening } = options
   if (wanted !== undefined && wanted % 512n !== 0n) throw invalid('size', 'size must be a multiple of 512')
   const settings = settingsOf({ ...opening, format: 'qcow2', writable: true, signal: control.signal })
   const { handle } = await openChain(located, settings)
@@ -71,7 +73,10 @@ async function run(located: Located, options: Options, control: JobControl): Pro
   }
   let virtualSize: bigint
   try {
-    virtualSize = await call<bigint>((addon, id) => addon.amend(id, handle, spec), control)
+    const top = { depth: 0, format: 'qcow2' as const, ...(located.path === undefined ? {} : { path: located.path }) }
+    virtualSize = await withKeySlot(slots, options.secret, top, (keySlot) =>
+      call<bigint>((addon, id) => addon.amend(id, handle, keySlot === undefined ? spec : { ...spec, keySlot }), control),
+    )
   } catch (error) {
     // The core has closed the disk: what is left is to let go of its files.
     await closeHandle(handle).catch(() => {})

@@ -51,6 +51,16 @@ export interface EncryptionSpec {
   iterTime: number
 }
 
+/** What becomes of the key slots of an image. */
+export interface KeySlotSpec {
+  secret: Uint8Array
+  newSecret?: Uint8Array
+  oldSecret?: Uint8Array
+  slot?: number
+  iterTime: number
+  force: boolean
+}
+
 /** What is changed of an image's format; what is left out stays. */
 export interface AmendSpec {
   compat?: string
@@ -59,6 +69,7 @@ export interface AmendSpec {
   dataFileRaw?: boolean
   dataFile?: string
   size?: bigint
+  keySlot?: KeySlotSpec
 }
 
 /** A snapshot as its table has it. */

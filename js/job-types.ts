@@ -12,6 +12,7 @@ import type {
   NewEncryption,
   OpenOptions,
   Preallocation,
+  Secret,
   SizeOption,
   SourceOptions,
 } from './types.js'
@@ -369,6 +370,25 @@ export interface AmendOptions
   dataFileName?: string
   /** Virtual size, a multiple of 512 bytes. A smaller one drops what lies beyond. */
   size?: SizeOption
+  /** Passwords of an image with LUKS encryption; `secret` opens it. */
+  keySlot?: KeySlotChange
+}
+
+/**
+ * What becomes of the passwords of an image: with `newSecret` alone there is one more, with `oldSecret` or `slot` alone one less, with both secrets
+ * the old one is replaced. The new one is proven before the old one goes, and whenever power fails the image opens with one of them.
+ */
+export interface KeySlotChange {
+  /** Opens the image from now on, besides others. */
+  newSecret?: Secret
+  /** Opens it no longer: every slot that it opens is erased. */
+  oldSecret?: Secret
+  /** From 0 to 7: where the new secret goes (default: the first free one), or without one, which is erased. */
+  slot?: number
+  /** Milliseconds that one try of the new secret is to take. Default 2000. */
+  iterTime?: number
+  /** Also what cannot be undone: erase the last slot, which loses all data; overwrite one that is in use. */
+  force?: boolean
 }
 
 /** What {@link amend} resolves to. */

@@ -4,8 +4,9 @@
 
 import * as fs from 'node:fs'
 import { promisify } from 'node:util'
-import type { EncryptionSpec } from './boundary.js'
+import type { EncryptionSpec, KeySlotSpec } from './boundary.js'
 import { fromSystem, invalid, Qcow2Error } from './errors.js'
+import type { KeySlotChange } from './job-types.js'
 import { checkOptions, flag, integer, oneOf, type Rule, text } from './options.js'
 import { kindOf } from './sizes.js'
 import type { LayerDescription, NewEncryption, Secret } from './types.js'
@@ -55,6 +56,51 @@ export const encryption: Rule<NewEncryption> = (value, name) => {
     }
   }
   return { secret: given, ...rest }
+}
+
+const KEY_SLOT = { newSecret: secret, oldSecret: secret, slot: integer(0, 7), iterTime: integer(0, 0xffff_ffff), force: flag }
+
+/** The rule for a change of key slots. */
+export const keySlot: Rule<KeySlotChange> = (value, name) => {
+  const change = checkOptions('this call', value, KEY_SLOT, `${name}.`)
+  if (change.newSecret === undefined && change.oldSecret === undefined && change.slot === undefined) {
+    throw invalid(name, `${name} must have newSecret, oldSecret or slot: which key is there to come or to go?`)
+  }
+  return change
+}
+
+/** A change of key slots as the core takes it; `use` gets it with the secrets. */
+export async function withKeySlot<T>(
+  change: KeySlotChange | undefined,
+  opening: Secret | undefined,
+  layer: LayerDescription,
+  use: (spec: KeySlotSpec | undefined) => Promise<T>,
+): Promise<T> {
+  if (change === undefined) return use(undefined)
+  if (opening === undefined) throw invalid('secret', 'secret must be given: what opens the image now')
+  const { newSecret, oldSecret, slot, iterTime, force } = change
+  const rest = { ...(slot === undefined ? {} : { slot }), iterTime: iterTime ?? 2000, force: force ?? false }
+  return needed(opening, 'secret', layer, (bytes) =>
+    needed(newSecret, 'keySlot.newSecret', undefined, (added) =>
+      needed(oldSecret, 'keySlot.oldSecret', undefined, (gone) => {
+        const secrets = { ...(added === undefined ? {} : { newSecret: added }), ...(gone === undefined ? {} : { oldSecret: gone }) }
+        return use({ secret: bytes as Uint8Array, ...secrets, ...rest })
+      }),
+    ),
+  )
+}
+
+/** What is given to `use` is a secret's bytes, or nothing where no secret was given. */
+async function needed<T>(
+  given: Secret | undefined,
+  name: string,
+  layer: LayerDescription | undefined,
+  use: (bytes?: Uint8Array) => Promise<T>,
+): Promise<T> {
+  if (given === undefined) return use()
+  const made = await withSecret(given, layer, async (bytes) => ({ value: await use(bytes) }))
+  if (made === undefined) throw invalid(name, `the function given as ${name} answered none`)
+  return made.value
 }
 
 /** What was given in the place of a password, without what it says. */
@@ -109,13 +155,7 @@ async function readSecret(path: string): Promise<Uint8Array> {
 /** The encryption of a new image as the core takes it; `use` gets it with the password. */
 export async function withEncryption<T>(options: NewEncryption | undefined, use: (spec: EncryptionSpec | undefined) => Promise<T>): Promise<T> {
   if (options === undefined) return use(undefined)
-  const none = invalid('encryption.secret', 'the function given as encryption.secret answered none')
-  const made = await withSecret(options.secret, undefined, async (bytes) => {
-    const value = await use(encryptionSpec(options, bytes))
-    return { value }
-  })
-  if (made === undefined) throw none
-  return made.value
+  return needed(options.secret, 'encryption.secret', undefined, (bytes) => use(encryptionSpec(options, bytes as Uint8Array)))
 }
 
 /** The same with QEMU's defaults. */

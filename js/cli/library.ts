@@ -24,6 +24,7 @@ export type {
   Format,
   ImageInfo,
   Job,
+  KeySlotChange,
   LayerDescription,
   LuksInfo,
   MeasureOptions,

@@ -59,7 +59,7 @@ pub use disk::{
 pub use error::{Error, Result};
 pub use layer::{Format, Layer, LayerOptions, Limits};
 pub use lock::{ImageLock, LockMode, Locking};
-pub use luks::{LuksOptions, LuksVolume, Secret};
+pub use luks::{KeySlotChange, LuksOptions, LuksVolume, NewKeySlot, Secret};
 pub use measure::{MeasureSource, MeasureTarget, Measurement, measure};
 pub use notice::Notice;
 pub use panics::guard;

@@ -23,7 +23,8 @@ pub const MAX_KEY_BYTES: u32 = 64;
 const ENABLED: u32 = 0x00AC_71F3;
 const DISABLED: u32 = 0x0000_DEAD;
 const SLOT_TABLE: usize = 208;
-const SLOT_LENGTH: usize = 48;
+/// Bytes that the header has for each key slot.
+pub const SLOT_LENGTH: usize = 48;
 
 /// One of the eight places that hold the master key, each under a password of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -193,20 +194,35 @@ impl LuksHeader {
         put(132, &self.digest_salt);
         put(164, &self.digest_iterations.to_be_bytes());
         put(168, &name(&self.uuid, 40));
-        for (slot, at) in self.slots.iter().zip((SLOT_TABLE..).step_by(SLOT_LENGTH)) {
-            let state = if slot.active { ENABLED } else { DISABLED };
-            let fields = [state.to_be_bytes(), slot.iterations.to_be_bytes()].concat();
-            let place = [slot.material.to_be_bytes(), STRIPES.to_be_bytes()].concat();
-            put(at, &fields);
-            put(at.saturating_add(8), &slot.salt);
-            put(at.saturating_add(40), &place);
+        for (number, at) in (0..SLOTS).zip((SLOT_TABLE..).step_by(SLOT_LENGTH)) {
+            put(at, &self.slot_bytes(number));
         }
         out
+    }
+
+    /// What the header says of slot `number`; its state stands first.
+    pub fn slot_bytes(&self, number: usize) -> [u8; SLOT_LENGTH] {
+        let mut out = [0; SLOT_LENGTH];
+        let Some(slot) = self.slots.get(number) else { return out };
+        let state = if slot.active { ENABLED } else { DISABLED };
+        let words = |pair: [u32; 2]| pair.map(u32::to_be_bytes).concat();
+        let before = words([state, slot.iterations]);
+        let behind = words([slot.material, STRIPES]);
+        let all = before.iter().chain(&slot.salt).chain(&behind);
+        for (to, from) in out.iter_mut().zip(all) {
+            *to = *from;
+        }
+        out
+    }
+
+    /// Where that stands in the header.
+    pub fn slot_place(number: usize) -> usize {
+        SLOT_TABLE.saturating_add(number.saturating_mul(SLOT_LENGTH))
     }
 }
 
 fn slot_offset(number: u8) -> u64 {
-    (SLOT_TABLE as u64).saturating_add(u64::from(number).saturating_mul(SLOT_LENGTH as u64))
+    LuksHeader::slot_place(usize::from(number)) as u64
 }
 
 fn slot_table(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -1,12 +1,13 @@
 /** `amend`: the format of an image is changed in place. */
 import { type CommandHelp, ROWS } from '../help.js'
 import { formatJson } from '../json.js'
-import { type AmendOptions, library } from '../library.js'
+import { type AmendOptions, type ImageInfo, type KeySlotChange, library } from '../library.js'
 import { formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal, refuseReadOnly } from '../names.js'
 import { amendHelp, asksForHelp, type CreateValues, isOn, isTargetFormat, joinLists, readAmendValues } from '../options.js'
 import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { misuse, Refusal } from '../refusal.js'
+import { secretBytes } from '../secrets.js'
 import { withoutPath } from '../texts.js'
 import { commandGrammar, isCacheMode, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 import { changeFault, openWritable } from '../writable.js'
@@ -14,12 +15,12 @@ import { changeFault, openWritable } from '../writable.js'
 const GRAMMAR = commandGrammar('pq', 'oft', 'options:=o format:=f image-opts cache:=t force object: !output: progress=p quiet=q')
 
 const HELP: CommandHelp = {
-  summary: 'Change the format of a qcow2 image in place: version, refcount width, lazy refcounts, data file, size.',
+  summary: 'Change the format of a qcow2 image in place: version, refcount width, lazy refcounts, data file, size, key slots.',
   usage: '-o OPTIONS [-f FMT] [-p] [-q] [--force] [--output human|json] FILE',
   options: [
     ['-o, --options KEY=VALUE,…', 'what is changed; -o help lists it'],
     ROWS.format,
-    ['--force', 'accepted; it lifts refusals about key slots only'],
+    ['--force', 'erase the last key slot too, and overwrite one that is in use: data may be lost for good'],
     ['-t, --cache MODE', 'caches: writeback, writethrough, none, directsync or unsafe'],
     ROWS.progress,
     ROWS.quiet,
@@ -41,6 +42,7 @@ export async function amend(program: Program, words: readonly string[]): Promise
   let progress = false
   let quiet = false
   let imageOpts = false
+  let force = false
   let policy: GatePolicy = 'plain'
   const operands = readWords(program, words, GRAMMAR, HELP, (id, value) => {
     if (id === 'f') format = value
@@ -48,6 +50,7 @@ export async function amend(program: Program, words: readonly string[]): Promise
     else if (id === 't') cache = value
     else if (id === 'p') progress = true
     else if (id === 'q') quiet = true
+    else if (id === 'force') force = true
     else if (id === 'output') form = outputForm(value)
     else if (id === 'object') takeObject(value)
     else if (id === 'image-opts') imageOpts = true
@@ -62,7 +65,7 @@ export async function amend(program: Program, words: readonly string[]): Promise
   const line = new ProgressLine(program, progress && !quiet, 1)
   try {
     const name = imageName(file, imageOpts)
-    const options = await wished(program, name, list, format, policy)
+    const options = await wished(program, name, list, format, policy, force)
     if (options === 'help') return 0
     line.start()
     const virtualSize = await run(program, name, { ...options, ...gateOptions(policy, cache) }, line)
@@ -81,12 +84,18 @@ async function wished(
   list: string,
   format: string | undefined,
   policy: GatePolicy,
+  force: boolean,
 ): Promise<AmendOptions | 'help'> {
   refuseReadOnly(name)
   const kind = await formatOf(name, format, program.signal)
   try {
     if (kind !== 'qcow2' && !asksForHelp(list)) throw new Refusal(`Format driver '${kind}' does not support option amendment`)
-    if (!asksForHelp(list)) return optionsOf(await withoutUnchanged(program, name, readAmendValues(list)))
+    if (!asksForHelp(list)) {
+      const values = readAmendValues(list)
+      const facts = await library().info(name.source, { format: 'qcow2', bigint: true, signal: program.signal })
+      const keySlot = keySlotOf(values, facts.encryption, force)
+      return { ...optionsOf(withoutUnchanged(facts, values)), ...(keySlot === undefined ? {} : { keySlot }) }
+    }
   } catch (error) {
     await (await openWritable(program, name, format, policy)).close()
     throw error
@@ -104,23 +113,50 @@ function help(program: Program, format: string): number {
 }
 
 /** A backing file, named with its format as the image has both, is no change. */
-async function withoutUnchanged(program: Program, { source }: ImageName, values: CreateValues): Promise<CreateValues> {
+function withoutUnchanged({ backingFile, backingFormat }: ImageInfo, values: CreateValues): CreateValues {
   const [file, format] = [values.get('backing_file'), values.get('backing_fmt')]
   if (file === undefined || format === undefined) return values
-  const { backingFile, backingFormat } = await library().info(source, { format: 'qcow2', bigint: true, signal: program.signal })
   if (file !== backingFile || format !== backingFormat) return values
   values.delete('backing_file')
   values.delete('backing_fmt')
   return values
 }
 
+/** What `encrypt.…` asks for; the keys are taken out of `values`. */
+function keySlotOf(values: CreateValues, encryption: string | undefined, force: boolean): KeySlotChange | undefined {
+  const take = (key: string): string | undefined => {
+    const value = values.get(`encrypt.${key}`)
+    values.delete(`encrypt.${key}`)
+    return value
+  }
+  if (![...values.keys()].some((key) => key.startsWith('encrypt.'))) return undefined
+  if (encryption === undefined) throw new Refusal("Can't amend encryption options - encryption not present")
+  if (encryption !== 'luks') throw new Refusal('Only LUKS encryption options can be amended')
+  const [state, slot, added, gone, iterTime] = [take('state'), take('keyslot'), take('new-secret'), take('old-secret'), take('iter-time')]
+  if (state === undefined) throw new Refusal("Parameter 'state' is missing")
+  if (state !== 'active' && state !== 'inactive') throw new Refusal(`Parameter 'state' does not accept value '${state}'`)
+  const active = state === 'active'
+  if (active && added === undefined) throw new Refusal("'new-secret' is required to activate a keyslot")
+  if (active && gone !== undefined) throw new Refusal("'old-secret' must not be given when activating keyslots")
+  if (!active && added !== undefined) throw new Refusal("'new-secret' must not be given when erasing keyslots")
+  if (!active && iterTime !== undefined) throw new Refusal("'iter-time' must not be given when erasing keyslots")
+  if (slot !== undefined && Number(slot) > 7) throw new Refusal(`Invalid keyslot ${slot} specified, must be between 0 and 7`)
+  if (!active && slot === undefined && gone === undefined) {
+    throw new Refusal('To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given')
+  }
+  return {
+    ...(added === undefined ? {} : { newSecret: secretBytes(added) }),
+    ...(gone === undefined ? {} : { oldSecret: secretBytes(gone) }),
+    ...(slot === undefined ? {} : { slot: Number(slot) }),
+    ...(iterTime === undefined ? {} : { iterTime: Number(iterTime) }),
+    force,
+  }
+}
+
 /** What is asked for, in the library's terms. */
 function optionsOf(values: CreateValues): AmendOptions {
   const compat = values.get('compat')
   if (compat !== undefined && !DOWNGRADED.test(compat) && !UPGRADED.test(compat)) throw new Refusal(`Unknown compatibility level ${compat}`)
-  if ([...values.keys()].some((key) => key.startsWith('encrypt.'))) {
-    throw new Refusal("Can't amend encryption options - encryption not present")
-  }
   const bits = values.get('refcount_bits')
   if (bits !== undefined && !/^(1|2|4|8|16|32|64)$/.test(bits)) {
     throw new Refusal('Refcount width must be a power of two and may not exceed 64 bits')
@@ -148,7 +184,7 @@ async function run(program: Program, name: ImageName, options: AmendOptions, lin
     return virtualSize
   } catch (error) {
     if (program.signal.aborted || !(error instanceof Qcow2Error)) throw error
-    if (/_(AMEND|REFCOUNT_OVERFLOW|REFCOUNT_TABLE_FULL)$/.test(error.code)) throw new Refusal(withoutPath(error))
+    if (/_(AMEND|KEY_SLOT|REFCOUNT_OVERFLOW|REFCOUNT_TABLE_FULL)$/.test(error.code)) throw new Refusal(withoutPath(error))
     if (error.code === 'ERR_QCOW2_RESIZE_SNAPSHOTS') throw new Refusal("Can't resize a v2 image which has snapshots")
     const refusal = openRefusal(error, name)
     throw refusal instanceof Refusal && error.syscall !== 'write' ? refusal : new Refusal(changeFault(error))

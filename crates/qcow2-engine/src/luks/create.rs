@@ -91,7 +91,12 @@ pub(crate) fn new_volume(secret: &Secret, options: &LuksOptions, job: &JobContex
     }
     let rate = rate(options.hash, job)?;
     fill(&mut header.digest_salt)?;
-    header.digest_iterations = iterations(rate, options, header.digest.len(), DIGEST_SHARE)?;
+    header.digest_iterations = iterations(
+        rate,
+        (options.hash, options.iter_time),
+        header.digest.len(),
+        DIGEST_SHARE,
+    )?;
     let mut digest = [0; 20];
     pbkdf2(
         options.hash,
@@ -114,7 +119,7 @@ pub(crate) fn new_volume(secret: &Secret, options: &LuksOptions, job: &JobContex
         0,
         secret,
         &key,
-        iterations(rate, options, key.bytes().len(), 1)?,
+        iterations(rate, (options.hash, options.iter_time), key.bytes().len(), 1)?,
         job,
     )?;
     if let Some(first) = volume.header.slots.first_mut() {
@@ -182,15 +187,15 @@ pub(super) fn rate(hash: HashAlgorithm, job: &JobContext) -> Result<u64> {
     Ok(best)
 }
 
-/// How many iterations take the time that was asked for, divided by `share`, for `length` bytes of output.
-pub(super) fn iterations(rate: u64, options: &LuksOptions, length: usize, share: u64) -> Result<u32> {
-    let blocks = length.div_ceil(options.hash.digest_len()).max(1) as u128;
-    let wanted = u128::from(rate) * u128::from(options.iter_time) / 1000 / blocks / u128::from(share);
+/// How many iterations of a hash take so many milliseconds, divided by `share`, for `length` bytes of output.
+pub(super) fn iterations(rate: u64, (hash, time): (HashAlgorithm, u64), length: usize, share: u64) -> Result<u32> {
+    let blocks = length.div_ceil(hash.digest_len()).max(1) as u128;
+    let wanted = u128::from(rate) * u128::from(time) / 1000 / blocks / u128::from(share);
     let most = u128::from(u32::MAX);
     if wanted > most {
         return Err(Error::Invalid {
             argument: "iterTime",
-            reason: format!("{} ms are out of range", options.iter_time),
+            reason: format!("{time} ms are out of range"),
         });
     }
     Ok(u32::try_from(wanted.max(u128::from(LEAST_ITERATIONS))).unwrap_or(u32::MAX))

@@ -2,12 +2,15 @@
 
 mod create;
 mod secret;
+mod slots;
 mod unlock;
 mod volume;
 
 pub use create::LuksOptions;
 pub(crate) use create::new_volume;
 pub use secret::Secret;
+pub use slots::{KeySlotChange, NewKeySlot};
+pub(crate) use slots::{SlotPlan, apply as apply_slots, plan as plan_slots};
 pub(crate) use unlock::unlock;
 pub use volume::LuksVolume;
 

@@ -19,10 +19,11 @@ use super::{Disk, Image};
 use crate::check::{CheckOptions, check};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerOptions};
+use crate::luks::{KeySlotChange, SlotPlan, apply_slots, plan_slots};
 use crate::progress::JobContext;
 
 /// What is changed; what is `None` stays as it is.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct AmendOptions {
     /// Version of the format.
     pub version: Option<Version>,
@@ -36,6 +37,8 @@ pub struct AmendOptions {
     pub data_file: Option<String>,
     /// Virtual size in bytes, a multiple of 512. A smaller one drops what lies beyond.
     pub size: Option<u64>,
+    /// Passwords of an image with LUKS encryption. It is changed last.
+    pub key_slots: Option<KeySlotChange>,
 }
 
 /// What the header says when all is done.
@@ -44,6 +47,7 @@ struct Aim {
     order: RefcountOrder,
     lazy: bool,
     raw: bool,
+    slots: Option<SlotPlan>,
 }
 
 impl Disk {
@@ -69,7 +73,8 @@ impl Disk {
     fn amend_open(&self, options: &AmendOptions, job: &JobContext) -> Result<Aim> {
         self.refuse()?;
         let image = self.image()?;
-        let aim = image.aim(options)?;
+        let mut aim = image.aim(options)?;
+        aim.slots = image.key_slots(options, job)?;
         let down = aim.version == Version::V2 && !image.rules().version2;
         if aim.order != image.lock().order {
             image.begin_writing()?;
@@ -139,7 +144,25 @@ impl Image {
             order,
             lazy: options.lazy_refcounts.unwrap_or(lazy) && !v2,
             raw: raw && options.data_file_raw != Some(false),
+            slots: None,
         })
+    }
+
+    /// What becomes of the key slots.
+    fn key_slots(&self, options: &AmendOptions, job: &JobContext) -> Result<Option<SlotPlan>> {
+        let Some(change) = &options.key_slots else {
+            return Ok(None);
+        };
+        let top = self.chain.layer(0).ok_or(Error::Closed)?;
+        let volume = match top.luks()? {
+            Some(volume) => volume,
+            None if top.encryption().is_some() => {
+                return Err(self.amend_state("Only LUKS encryption options can be amended"));
+            }
+            None => return Err(self.amend_state("Can't amend encryption options - encryption not present")),
+        };
+        let most = top.options().limits.max_key_iterations;
+        plan_slots(&self.storage, volume, change, most, job).map(Some)
     }
 
     fn refuse_downgrade(&self, header: &Header) -> Result<()> {
@@ -256,7 +279,12 @@ impl Image {
             header.compression = CompressionType::Deflate;
             self.switch_to(&mut cluster, &header, None)?;
         }
-        self.storage.sync().map_err(Error::io("fsync", &*self.storage))
+        self.storage.sync().map_err(Error::io("fsync", &*self.storage))?;
+        let volume = self.chain.layer(0).map_or(Ok(None), Layer::luks)?;
+        match (&aim.slots, &options.key_slots, volume) {
+            (Some(plan), Some(change), Some(volume)) => apply_slots(&self.storage, volume, change, plan, job),
+            _ => Ok(()),
+        }
     }
 
     fn switch_to(&self, cluster: &mut Vec<u8>, header: &Header, data_file: Option<Vec<u8>>) -> Result<()> {
