@@ -10,6 +10,7 @@ mod modes;
 mod sector;
 mod split;
 mod stack;
+mod tweaks;
 
 pub use error::CryptError;
 pub use hash::HashAlgorithm;

@@ -5,14 +5,15 @@ use cipher::typenum::Unsigned;
 use cipher::{Array, Block, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
 
 use super::iv::Iv;
+use super::tweaks::{self, Tweaks};
 use super::{CipherAlgorithm, CipherMode, CryptError, SECTOR};
 
 /// Sectors whose tweaks are made with one call.
-const TWEAKS: usize = 128;
-/// Sectors that are encrypted with one call: four keep the processor's pipelines full.
-const BATCH: usize = 4;
-/// Blocks of a sector.
-const BLOCKS: usize = SECTOR / 16;
+const TWEAKS: usize = 32;
+/// Sectors that are encrypted with one call: the keys are made ready for wide vectors once for all of them.
+const BATCH: usize = 8;
+/// Sectors that are chained abreast.
+const ABREAST: usize = 16;
 
 /// Encrypts and decrypts whole sectors.
 pub(super) trait Sectors: Send + Sync {
@@ -148,15 +149,27 @@ impl<C: BlockCipher> Cbc<C> {
 
 impl<C: BlockCipher> Sectors for Cbc<C> {
     fn encrypt(&self, first: u64, sectors: &mut [u8]) {
-        for (number, sector) in numbers(first).zip(sectors.chunks_exact_mut(SECTOR)) {
-            let mut before = self.vector(number);
-            let (blocks, _) = Array::<u8, C::BlockSize>::slice_as_chunks_mut(sector);
-            for block in blocks {
-                for (byte, before) in block.iter_mut().zip(&before) {
-                    *byte ^= before;
+        let width = C::BlockSize::USIZE;
+        let mut numbers = numbers(first);
+        // A sector's blocks wait for each other: those of several sectors go together.
+        for group in sectors.as_chunks_mut::<SECTOR>().0.chunks_mut(ABREAST) {
+            let mut vectors: [Block<C>; ABREAST] = Default::default();
+            let used = vectors.get_mut(..group.len()).unwrap_or_default();
+            for (vector, number) in used.iter_mut().zip(&mut numbers) {
+                self.iv.fill(number, vector);
+            }
+            for at in (0..SECTOR).step_by(width) {
+                for (vector, sector) in used.iter_mut().zip(&*group) {
+                    for (to, from) in vector.iter_mut().zip(sector.iter().skip(at)) {
+                        *to ^= from;
+                    }
                 }
-                self.cipher.encrypt_block(block);
-                before = block.clone();
+                self.cipher.encrypt_blocks(used);
+                for (vector, sector) in used.iter().zip(&mut *group) {
+                    for (to, from) in sector.iter_mut().skip(at).zip(vector) {
+                        *to = *from;
+                    }
+                }
             }
         }
     }
@@ -190,36 +203,25 @@ impl<C: BlockCipher + BlockSizeUser<BlockSize = U16>> Xts<C> {
     #[inline(always)]
     fn run(&self, first: u64, sectors: &mut [u8], work: impl Fn(&C, &mut [Block<C>])) {
         let mut numbers = numbers(first);
-        for group in sectors.chunks_mut(TWEAKS * SECTOR) {
+        let mut tweaks: [Tweaks; BATCH] = [[0; _]; BATCH];
+        for group in sectors.as_chunks_mut::<SECTOR>().0.chunks_mut(TWEAKS) {
             let mut vectors = [[0u8; 16]; TWEAKS];
-            let count = group.len() / SECTOR;
-            let used = vectors.get_mut(..count).unwrap_or_default();
+            let used = vectors.get_mut(..group.len()).unwrap_or_default();
             for (vector, number) in used.iter_mut().zip(&mut numbers) {
                 self.iv.fill(number, vector);
             }
             self.tweak.encrypt_blocks(Array::cast_slice_from_core_mut(used));
-            for (batch, vectors) in group.chunks_mut(BATCH * SECTOR).zip(used.chunks(BATCH)) {
-                let mut tweaks = [0u128; BATCH * BLOCKS];
-                for (vector, tweaks) in vectors.iter().zip(tweaks.chunks_exact_mut(BLOCKS)) {
-                    let mut tweak = u128::from_le_bytes(*vector);
-                    for place in tweaks {
-                        *place = tweak;
-                        tweak = (tweak << 1) ^ (0u128.wrapping_sub(tweak >> 127) & 0x87);
-                    }
+            for (batch, vectors) in group.chunks_mut(BATCH).zip(used.chunks(BATCH)) {
+                for ((vector, tweaks), sector) in vectors.iter().zip(&mut tweaks).zip(&mut *batch) {
+                    tweaks::begin(*vector, tweaks, sector);
                 }
-                let (blocks, _) = batch.as_chunks_mut::<16>();
-                mix(blocks, &tweaks);
+                let (blocks, _) = batch.as_flattened_mut().as_chunks_mut::<16>();
                 work(&self.data, Array::cast_slice_from_core_mut(blocks));
-                mix(blocks, &tweaks);
+                for (tweaks, sector) in tweaks.iter().zip(batch) {
+                    tweaks::finish(tweaks, sector);
+                }
             }
         }
-    }
-}
-
-#[inline(always)]
-fn mix(blocks: &mut [[u8; 16]], tweaks: &[u128]) {
-    for (block, tweak) in blocks.iter_mut().zip(tweaks) {
-        *block = (u128::from_le_bytes(*block) ^ tweak).to_le_bytes();
     }
 }
 

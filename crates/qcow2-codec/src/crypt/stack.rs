@@ -6,7 +6,7 @@ use std::hint::black_box;
 /// For making keys: schedules of ciphers and states of hashes are a few KiB, and moved about. Frames without optimisation are larger.
 pub(super) const DEEP: usize = 32 << 10;
 /// For using them: what does not fit in registers.
-pub(super) const SHALLOW: usize = 16 << 10;
+pub(super) const SHALLOW: usize = 20 << 10;
 
 /// Does `work`, then overwrites the `BYTES` of stack that it used first. What it answers should hold keys on the heap alone.
 #[inline]
