@@ -56,6 +56,14 @@ impl HashAlgorithm {
         }
     }
 
+    /// Bytes that are compressed at a time.
+    pub(super) const fn block_len(self) -> usize {
+        match self {
+            Self::Sha384 | Self::Sha512 => 128,
+            _ => 64,
+        }
+    }
+
     /// The digest of `parts`, one behind the other; as much of it as `out` has room for.
     pub(super) fn digest(self, parts: &[&[u8]], out: &mut [u8]) {
         fn run<D: Digest + FixedOutputReset>(parts: &[&[u8]], out: &mut [u8]) {

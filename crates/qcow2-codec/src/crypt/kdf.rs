@@ -6,13 +6,12 @@ use hmac::{Hmac, KeyInit, Mac};
 use ripemd::Ripemd160;
 use sha1::Sha1;
 use sha2::{Sha224, Sha256, Sha384, Sha512};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
+use super::rounds::{STEP, rounds};
 use super::stack::{DEEP, wiped};
 use super::{CryptError, HashAlgorithm};
 
-/// Iterations between two looks at whether to go on: some milliseconds.
-const STEP: u32 = 1 << 15;
 /// From here on the blocks of the output are worth a thread each.
 const THREADS_FROM: u32 = 1 << 13;
 
@@ -29,7 +28,10 @@ pub fn pbkdf2(
     out: &mut [u8],
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Result<(), CryptError> {
+    let mut short = Zeroizing::new([0; 64]);
     let job = Job {
+        hash,
+        key: short_key(hash, password, &mut short),
         password,
         salt,
         iterations,
@@ -50,7 +52,18 @@ pub fn pbkdf2(
     Err(CryptError::Stopped)
 }
 
+fn short_key<'a>(hash: HashAlgorithm, password: &'a [u8], short: &'a mut [u8; 64]) -> &'a [u8] {
+    if password.len() <= hash.block_len() {
+        return password;
+    }
+    wiped::<DEEP, _>(|| hash.digest(&[password], short));
+    short.get(..hash.digest_len()).unwrap_or_default()
+}
+
 struct Job<'a> {
+    hash: HashAlgorithm,
+    /// The password as HMAC takes it: where it is longer than a block of the hash, its digest.
+    key: &'a [u8],
     password: &'a [u8],
     salt: &'a [u8],
     iterations: u32,
@@ -90,9 +103,11 @@ impl Job<'_> {
             .chain_update(number.to_be_bytes())
             .finalize()
             .into_bytes();
+        let more = self.iterations.saturating_sub(1);
+        let done = rounds(self.hash, self.key, &mut round, more, self.go_on);
         let mut sum = round.clone();
-        let mut left = self.iterations.saturating_sub(1);
-        let mut whole = true;
+        let mut left = if done.is_some() { 0 } else { more };
+        let mut whole = done.unwrap_or(true);
         while left > 0 && whole {
             for _ in 0..left.min(STEP) {
                 round = mac.clone().chain_update(&round).finalize().into_bytes();

@@ -7,6 +7,7 @@ mod hash;
 mod iv;
 mod kdf;
 mod modes;
+mod rounds;
 mod sector;
 mod split;
 mod stack;
