@@ -356,6 +356,8 @@ export interface EncryptionSpec {
   hash: string
   /** Milliseconds that one try of a password is to take. */
   iterTime: number
+  /** The header is to be a file of its own. */
+  detachedHeader?: boolean
 }
 
 /** An error, field by field. */
@@ -465,8 +467,8 @@ export interface KeySlotSpec {
 export interface LayerFacts {
   /** Stands for the open layer. */
   handle: Handle
-  /** `qcow2` or `raw`. */
-  format: 'qcow2' | 'raw'
+  /** `qcow2`, `raw` or `luks`. */
+  format: 'qcow2' | 'raw' | 'luks'
   /** The size that a guest sees. */
   virtualSize: bigint
   /** Length of the file. */
@@ -519,7 +521,7 @@ export interface LayerFacts {
 
 /** How a layer is opened. */
 export interface LayerSpec {
-  /** What its bytes mean: `qcow2` or `raw`. */
+  /** What its bytes mean: `qcow2`, `raw` or `luks`. */
   format: string
   /** Read although another process may be writing. */
   forceShare: boolean
@@ -573,6 +575,8 @@ export interface LuksFacts {
   payloadOffset: number
   /** Iterations of the key's digest. */
   digestIterations: number
+  /** The header is in a file of its own. */
+  detachedHeader: boolean
   /** All eight. */
   slots: Array<KeySlotFacts>
 }
@@ -681,8 +685,11 @@ export declare function openChain(id: CallId, layers: Array<Handle>, options: Ch
  */
 export declare function openDisk(id: CallId, layers: Array<Handle>, cacheBytes: number, withoutBacking?: boolean | undefined | null): void
 
-/** Opens an image or raw file. Nothing that it names is opened. Completes with its facts. */
-export declare function openLayer(id: CallId, source: SourceSpec, options: LayerSpec): void
+/**
+ * Opens an image or raw file. Nothing that it names is opened. `luks_header`: the header of a LUKS container, if that is in a file of its own. Completes
+ * with its facts.
+ */
+export declare function openLayer(id: CallId, source: SourceSpec, options: LayerSpec, luksHeader?: SourceSpec | undefined | null): void
 
 /** Tells by its first bytes whether a source is `qcow2` or `raw`. */
 export declare function probeFormat(id: CallId, source: SourceSpec): void

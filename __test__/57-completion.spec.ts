@@ -47,7 +47,7 @@ for (const shell of SHELLS) {
     t.deepEqual(await offered(shell, 'qcow2 conv'), ['convert'])
     t.deepEqual(await offered(shell, 'qemu-img conv'), ['convert'])
     t.deepEqual(await offered(shell, 'qcow2 convert --target-is'), ['--target-is-zero'])
-    t.deepEqual(await offered(shell, 'qcow2 check -f '), ['qcow2', 'raw'])
+    t.deepEqual(await offered(shell, 'qcow2 check -f '), ['luks', 'qcow2', 'raw'])
     t.deepEqual(await offered(shell, 'qcow2 convert -p --output-format r'), ['raw'])
     t.deepEqual(await offered(shell, 'qcow2 bench -t writeb'), ['writeback'])
     // fish takes the option and its value for one word.

@@ -19,6 +19,7 @@ const OPENING = { backingFiles, bigint, locking, secret, legacy, limits, cache }
 const RULES = {
   ...JOB_RULES,
   ...OPENING,
+  format: oneOf('qcow2', 'luks'),
   compat: oneOf('1.1', '0.10', 'v3', 'v2'),
   refcountBits: integer(1, 64),
   lazyRefcounts: flag,
@@ -61,7 +62,7 @@ export function amend(source: Source, options: AmendOptions): Job<AmendResult> {
 async function run(located: Located, options: Options, control: JobControl): Promise<AmendResult> {
   const { compat, refcountBits, lazyRefcounts, dataFileRaw, dataFileName, size: wanted, keySlot: slots, onProgress: _, ...opening } = options
   if (wanted !== undefined && wanted % 512n !== 0n) throw invalid('size', 'size must be a multiple of 512')
-  const settings = settingsOf({ ...opening, format: 'qcow2', writable: true, signal: control.signal })
+  const settings = settingsOf({ ...opening, format: options.format ?? 'qcow2', writable: true, signal: control.signal })
   const { handle } = await openChain(located, settings)
   const spec = {
     ...(compat === undefined ? {} : { compat: compat === 'v2' || compat === '0.10' ? '0.10' : '1.1' }),
@@ -73,7 +74,7 @@ async function run(located: Located, options: Options, control: JobControl): Pro
   }
   let virtualSize: bigint
   try {
-    const top = { depth: 0, format: 'qcow2' as const, ...(located.path === undefined ? {} : { path: located.path }) }
+    const top = { depth: 0, format: settings.format, ...(located.path === undefined ? {} : { path: located.path }) }
     virtualSize = await withKeySlot(slots, options.secret, top, (keySlot) =>
       call<bigint>((addon, id) => addon.amend(id, handle, keySlot === undefined ? spec : { ...spec, keySlot }), control),
     )

@@ -49,6 +49,7 @@ export interface EncryptionSpec {
   ivHash?: string
   hash: string
   iterTime: number
+  detachedHeader?: boolean
 }
 
 /** What becomes of the key slots of an image. */
@@ -364,7 +365,7 @@ export interface Addon {
   memoryTruncate(memory: Handle, size: number): void
   memoryClose(memory: Handle): void
   probeFormat(id: number, source: SourceSpec): void
-  openLayer(id: number, source: SourceSpec, options: LayerSpec): void
+  openLayer(id: number, source: SourceSpec, options: LayerSpec, luksHeader?: SourceSpec): void
   attachDataFile(id: number, layer: Handle, source: SourceSpec): void
   unlockLayer(id: number, layer: Handle, secret: Uint8Array, legacy: boolean): void
   openChain(id: number, layers: Handle[], options: { snapshot?: string; cacheBytes: number; maxChainDepth: number; withoutBacking?: boolean }): void

@@ -4,7 +4,7 @@
 
 import { orAborted } from './abort.js'
 import type { Addon, ChainFacts, Handle, Identity, LayerFacts, SourceSpec } from './boundary.js'
-import { Qcow2Error } from './errors.js'
+import { invalid, Qcow2Error } from './errors.js'
 import { nameOf, type Passage, pathOf, printable, refuseReplaced } from './gate.js'
 import { withHolder } from './holders.js'
 import { call } from './native.js'
@@ -43,7 +43,7 @@ export type WrittenBelow = (depth: number, file: NamedFile, path: string, above:
 export async function openLayers(located: Located, settings: Settings, written?: WrittenBelow): Promise<OpenedLayer[]> {
   const layers: OpenedLayer[] = []
   try {
-    let next: Step | undefined = { spec: located.spec, path: located.path, format: settings.format, writable: settings.writable }
+    let next: Step | undefined = topStep(located, settings)
     while (next !== undefined) next = await openNext(next, layers, settings, written)
     return layers
   } catch (error) {
@@ -56,13 +56,17 @@ export async function openLayers(located: Located, settings: Settings, written?:
 export async function openTop(located: Located, settings: Settings): Promise<OpenedLayer> {
   const layers: OpenedLayer[] = []
   try {
-    const step: Step = { spec: located.spec, path: located.path, format: settings.format, writable: settings.writable }
+    const step: Step = topStep(located, settings)
     await openOne(step, layers, settings)
     return layers[0] as OpenedLayer
   } catch (error) {
     await closeLayers(layers)
     throw await withHolder(error)
   }
+}
+
+function topStep({ spec, path, luksHeader }: Located, { format, writable }: Settings): Step {
+  return { spec, path, format, writable, ...(luksHeader === undefined ? {} : { luksHeader }) }
 }
 
 /** Closes layers that are not part of a chain yet. */
@@ -108,6 +112,7 @@ interface Step {
   path: string | undefined
   format: Format
   writable: boolean
+  luksHeader?: string
   /** How it came through the gate; absent for the top, which the caller named. */
   passage?: Passage
 }
@@ -135,6 +140,13 @@ async function openOne(step: Step, layers: OpenedLayer[], settings: Settings): P
   return { facts, description }
 }
 
+/** The file that the header of a LUKS container is in, if it has one of its own. */
+export function headerSpec(format: Format, { luksHeader: path }: Pick<Located, 'luksHeader'>, writable: boolean): SourceSpec | undefined {
+  if (path === undefined) return undefined
+  if (format !== 'luks') throw invalid('source.luksHeader', `source.luksHeader goes with format 'luks': it is '${format}'`)
+  return { path, writable, devices: true }
+}
+
 function openLayer(step: Step, depth: number, settings: Settings): Promise<LayerFacts> {
   const { writable } = step
   const opened = call<LayerFacts>(
@@ -143,6 +155,7 @@ function openLayer(step: Step, depth: number, settings: Settings): Promise<Layer
         id,
         { ...step.spec, writable, cache: settings.cache },
         { ...settings.layer, format: step.format, writable, metadataOnly: false, forCheck: false },
+        headerSpec(step.format, step, writable),
       ),
     { signal: settings.signal },
   )
@@ -175,7 +188,7 @@ function ask(file: NamedFile, layer: LayerDescription, { gate, signal }: Setting
 /** Nothing below the top is ever guessed: a guest can write what looks like an image into its raw disk. */
 function recordedFormat(file: NamedFile, layer: LayerDescription): Format {
   const { format } = file
-  if (format === 'qcow2' || format === 'raw') return format
+  if (format === 'qcow2' || format === 'raw' || format === 'luks') return format
   const details = { name: file.name, ...(format === undefined ? {} : { format }) }
   if (format === undefined) {
     throw new Qcow2Error(

@@ -52,7 +52,7 @@ export function check(source: Source, options?: CheckOptions): Job<CheckResult> 
 async function run(located: Located, options: Options, control: JobControl): Promise<CheckResult> {
   const spec = { ...located.spec, ...(options.cache === undefined ? {} : { cache: options.cache }) }
   // Of a raw image the check itself says that there is nothing to check.
-  if (options.repair !== undefined && options.format !== 'raw') return repair(spec, options, control)
+  if (options.repair !== undefined && (options.format ?? 'qcow2') === 'qcow2') return repair(spec, options, control)
   const layer = await call<LayerFacts>(
     (addon, id) => addon.openLayer(id, spec, { ...layerSettings(options), format: options.format ?? 'qcow2', metadataOnly: true, forCheck: true }),
     { signal: control.signal },

@@ -32,7 +32,7 @@ const RULES = { ...IMAGE_RULES, ...FILE_RULES, size, format, backingUnchecked: f
  * Makes a new image that reads as zeros, or as its backing file.
  *
  * The file is written beside its name and renamed when it is whole; an existing one is refused unless `overwrite` is set. The format is
- * qcow2 unless `format` or the extension `.raw` says otherwise.
+ * qcow2 unless `format` or the extension `.raw` says otherwise. A LUKS container is noise until it is written.
  *
  * @param target - a path, a `file:` URL, or `memoryStorage()`
  *
@@ -54,7 +54,8 @@ export function create(target: Target, options?: CreateOptions): Promise<CreateR
     const closing = new Closing()
     try {
       const backing = checked.backingUnchecked ? undefined : await backingSize(located, spec, closing, checked.signal)
-      const bytes = checked.size ?? backing
+      const detached = checked.encryption?.detachedHeader === true
+      const bytes = checked.size ?? backing ?? (detached ? 0n : undefined)
       if (bytes === undefined) throw invalid('size', 'size must be given: there is no backing file to take it from')
       const made = withEncryption(checked.encryption, (encryption) => {
         const whole = { ...spec, size: roundUp(bytes), ...(encryption === undefined ? {} : { encryption }) }

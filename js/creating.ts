@@ -114,11 +114,19 @@ function refuseHeld(memory: Handle): void {
   throw new Qcow2Error('ERR_QCOW2_EXISTS', `the target holds ${bytes} bytes: overwrite must be asked for`)
 }
 
-/** An option that a raw image cannot follow must not be dropped in silence. */
+/** An option that an image of the target's format cannot follow must not be dropped in silence. */
 export function refuseForeign(options: ImageOptions, format: Format): void {
-  if (format === 'qcow2') return
-  for (const name of ONLY_QCOW2) {
-    if (options[name] !== undefined) throw invalid(name, `${name} is an option of qcow2: the target is ${format}`)
+  if (options.encryption?.detachedHeader === true && format !== 'luks') {
+    throw invalid('encryption.detachedHeader', `encryption.detachedHeader is an option of luks: the target is ${format}`)
   }
-  if (options.preallocation === 'metadata') throw invalid('preallocation', "a raw image has no metadata: preallocation is 'off', 'falloc' or 'full'")
+  if (format === 'qcow2') return
+  if (format === 'luks' && (options.encryption === undefined || options.encryption.format === 'aes')) {
+    throw invalid('encryption', 'a LUKS container needs encryption: { secret }')
+  }
+  for (const name of ONLY_QCOW2) {
+    if (options[name] !== undefined && !(format === 'luks' && name === 'encryption'))
+      throw invalid(name, `${name} is an option of qcow2: the target is ${format}`)
+  }
+  if (options.preallocation === 'metadata')
+    throw invalid('preallocation', `a ${format} image has no metadata: preallocation is 'off', 'falloc' or 'full'`)
 }

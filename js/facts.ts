@@ -45,7 +45,9 @@ export function imageInfo(facts: LayerFacts, path: string | undefined, bigint: b
     })),
     notices: noticesOf(facts, 0),
   }
+  const luks = facts.luks === undefined || facts.luks === null ? undefined : luksInfo(facts.luks)
   if (facts.format === 'raw') return withoutAbsent(common)
+  if (facts.format === 'luks') return withoutAbsent({ ...common, encryption: 'luks', luks })
   return withoutAbsent({
     ...common,
     compat: facts.version === 2 ? ('0.10' as const) : ('1.1' as const),
@@ -56,7 +58,7 @@ export function imageInfo(facts: LayerFacts, path: string | undefined, bigint: b
     dataFile: facts.dataFile,
     dataFileRaw: facts.needsDataFile ? facts.dataFileRaw : undefined,
     encryption: facts.encryption,
-    luks: facts.luks === undefined || facts.luks === null ? undefined : luksInfo(facts.luks),
+    luks,
   })
 }
 

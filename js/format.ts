@@ -20,13 +20,15 @@ export interface Choice {
  */
 export async function chooseFormat(located: Located, said: Format | undefined, option: string, signal: AbortSignal | undefined): Promise<Choice> {
   if (said !== undefined) return { format: said, probed: false }
+  // Nobody but a LUKS container has one.
+  if (located.luksHeader !== undefined) return { format: 'luks', probed: false }
   if (located.extension === 'qcow2') return { format: 'qcow2', probed: false }
   const found = await probeContent(located.spec, signal)
   if (located.extension !== 'raw') return { format: found, probed: true }
   if (found === 'raw') return { format: 'raw', probed: false }
   throw new Qcow2Error(
     'ERR_QCOW2_FORMAT_AMBIGUOUS',
-    `${located.path} is called .raw and begins with a qcow2 header: say ${option}, 'raw' or 'qcow2'`,
+    `${located.path} is called .raw and begins with a ${found} header: say ${option}, 'raw' or '${found}'`,
     {
       ...(located.path === undefined ? {} : { path: located.path }),
       details: { argument: option },
@@ -34,7 +36,7 @@ export async function chooseFormat(located: Located, said: Format | undefined, o
   )
 }
 
-/** What a file's first bytes say: `'qcow2'` if they are its magic and version, else `'raw'`. */
+/** What a file's first bytes say: `'qcow2'` or `'luks'` if they are its magic and version, else `'raw'`. */
 export function probeContent(spec: SourceSpec, signal?: AbortSignal): Promise<Format> {
   return call<Format>((addon, id) => addon.probeFormat(id, spec), { signal })
 }

@@ -3,7 +3,7 @@
  */
 
 import type { LayerFacts } from './boundary.js'
-import { closeHandle } from './chain.js'
+import { closeHandle, headerSpec } from './chain.js'
 import { atCaller, cancelled } from './errors.js'
 import { imageInfo } from './facts.js'
 import { call } from './native.js'
@@ -36,10 +36,11 @@ export function info(source: Source, options?: InfoOptions): Promise<ImageInfo> 
     if (checked.signal?.aborted) throw cancelled(checked.signal.reason)
     const located = locate(source)
     const { spec, path } = located
+    const header = headerSpec(checked.format ?? 'qcow2', located, false)
     try {
       const facts = await call<LayerFacts>(
         (addon, id) =>
-          addon.openLayer(id, spec, { ...layerSettings(checked), format: checked.format ?? 'qcow2', metadataOnly: true, forCheck: false }),
+          addon.openLayer(id, spec, { ...layerSettings(checked), format: checked.format ?? 'qcow2', metadataOnly: true, forCheck: false }, header),
         { signal: checked.signal },
       )
       try {

@@ -358,6 +358,8 @@ export interface DdOptions extends JobOptions {
 export interface AmendOptions
   extends JobOptions,
     Pick<OpenOptions, 'backingFiles' | 'dataFile' | 'bigint' | 'locking' | 'secret' | 'legacy' | 'limits' | 'cache'> {
+  /** `'qcow2'` (default) or `'luks'`, of which `keySlot` can be changed. */
+  format?: 'qcow2' | 'luks'
   /** Version of the format: `'0.10'` (`'v2'`) or `'1.1'` (`'v3'`). */
   compat?: '1.1' | '0.10' | 'v3' | 'v2'
   /** Width of a refcount in bits: 1, 2, 4, 8, 16, 32 or 64. Another one rebuilds the refcount structure. */

@@ -14,7 +14,7 @@ export interface ProbeOptions {
 }
 
 /**
- * The format that a file's first bytes look like: `'qcow2'` if they are its magic and a version of it, else `'raw'`. Opens nothing else.
+ * The format that a file's first bytes look like: `'qcow2'` or `'luks'` if they are its magic and a version of it, else `'raw'`. Opens nothing else.
  *
  * Whoever wrote the file chose the answer. Do not let it decide about a disk that a guest could write to: a raw disk can begin with what
  * looks like an image that names files of the host.

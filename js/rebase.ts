@@ -12,7 +12,7 @@ import { type Checked, checkOptions, flag, type Rule, text } from './options.js'
 import { OPEN_RULES, format as oneFormat, type Settings, settingsOf } from './settings.js'
 import { narrow } from './sizes.js'
 import { beside, type Located, locate } from './source.js'
-import type { Job, Source } from './types.js'
+import type { Format, Job, Source } from './types.js'
 
 const { format, backingFiles, dataFile, bigint, locking, secret, legacy, limits, cacheSize, cache } = OPEN_RULES
 const OPENING = { format, backingFiles, dataFile, bigint, locking, secret, legacy, limits, cacheSize, cache }
@@ -87,7 +87,7 @@ async function openBoth(
   const reading = { ...settings, writable: false }
   let below: OpenedLayer[] = []
   try {
-    if (backing !== null) below = await openNew(beside(located.path, backing), { ...reading, format: backingFormat as 'qcow2' | 'raw' })
+    if (backing !== null) below = await openNew(beside(located.path, backing), { ...reading, format: backingFormat as Format })
     refuseRaw(top.facts.format)
     if (old.length > 0) handles.push((await makeChain(old, reading)).handle)
   } catch (error) {
@@ -112,5 +112,5 @@ async function openNew(path: string, settings: Settings): Promise<OpenedLayer[]>
 }
 
 function refuseRaw(format: string): void {
-  if (format === 'raw') throw new Qcow2Error('ERR_QCOW2_RAW', 'a raw file has no backing file')
+  if (format !== 'qcow2') throw new Qcow2Error('ERR_QCOW2_RAW', `a ${format} image has no backing file`)
 }

@@ -41,6 +41,7 @@ const ENCRYPTION = {
   ivHash: text,
   hash: text,
   iterTime: integer(0, 0xffff_ffff),
+  detachedHeader: flag,
 }
 
 /** The rule for the encryption of a new image. */
@@ -48,7 +49,9 @@ export const encryption: Rule<NewEncryption> = (value, name) => {
   const { secret: given, ...rest } = checkOptions('this call', value, ENCRYPTION, `${name}.`)
   if (given === undefined) throw invalid(`${name}.secret`, `${name}.secret must be given: a Uint8Array, a function or { file }`)
   if (rest.format === 'aes') {
-    const foreign = (['cipher', 'cipherMode', 'ivGenerator', 'ivHash', 'hash', 'iterTime'] as const).find((key) => rest[key] !== undefined)
+    const foreign = (['cipher', 'cipherMode', 'ivGenerator', 'ivHash', 'hash', 'iterTime', 'detachedHeader'] as const).find(
+      (key) => rest[key] !== undefined,
+    )
     if (foreign !== undefined) throw invalid(`${name}.${foreign}`, `${name}.${foreign} is an option of luks`)
     if (rest.legacy !== true) {
       const message = 'the old AES-CBC method hides little: who must have it says encryption.legacy, others take luks'
@@ -169,5 +172,6 @@ export function encryptionSpec(options: NewEncryption, bytes: Uint8Array): Encry
     ...(options.ivHash === undefined ? {} : { ivHash: options.ivHash }),
     hash: options.hash ?? 'sha256',
     iterTime: options.iterTime ?? 2000,
+    ...(options.detachedHeader === undefined ? {} : { detachedHeader: options.detachedHeader }),
   }
 }

@@ -11,7 +11,7 @@ import { kindOf } from './sizes.js'
 import type { CacheMode, Format, Secret } from './types.js'
 
 /** The rule for every option that names a format. */
-export const format = oneOf('qcow2', 'raw')
+export const format = oneOf('qcow2', 'raw', 'luks')
 
 const LIMITS = {
   maxVirtualSize: size,

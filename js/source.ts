@@ -19,6 +19,8 @@ export interface Located {
   path?: string
   /** The format that the name says, if it says one. */
   extension?: Format
+  /** Path of the header of a LUKS container, where it is in a file of its own. */
+  luksHeader?: string
   /** What keeps the bytes alive while nothing is open on them. */
   owner?: object
   /** Frees the copy of bytes; an image that was opened on it keeps what it needs. */
@@ -35,7 +37,12 @@ export interface LocatedTarget {
 }
 
 const ZEROS = { zeros: count }
-const WINDOW = { path: (value: unknown, name: string) => filePath(value, name), offset: count, size: count }
+const WINDOW = {
+  path: (value: unknown, name: string) => filePath(value, name),
+  offset: count,
+  size: count,
+  luksHeader: (value: unknown, name: string) => filePath(value, name),
+}
 
 /**
  * Finds out what a source is. Bytes are copied here and now: the caller may change them as soon as the call has returned.
@@ -56,15 +63,16 @@ export function locate(source: unknown, name = 'source'): Located {
     return { spec: { zeros: zeros ?? 0n }, release: nothing }
   }
   if (typeof source === 'object' && source !== null && 'path' in source) {
-    const { path, offset, size } = checkOptions('a part of a file', source, WINDOW)
+    const { path, offset, size, luksHeader } = checkOptions('a part of a file', source, WINDOW)
     if (path === undefined) throw invalid(`${name}.path`, `${name}.path must be text: it is undefined`)
-    const spec: SourceSpec = { path, devices: true, offset: offset ?? 0n }
+    const whole = luksHeader !== undefined && offset === undefined && size === undefined
+    const spec: SourceSpec = { path, devices: true, ...(whole ? {} : { offset: offset ?? 0n }) }
     if (size !== undefined) spec.size = size
-    return { spec, path, release: nothing }
+    return { spec, path, ...(luksHeader === undefined ? {} : { luksHeader }), release: nothing }
   }
   throw invalid(
     name,
-    `${name} must be a path, a file: URL, a Uint8Array, { path, offset, size }, { zeros } or memoryStorage(): it is ${kindOf(source)}`,
+    `${name} must be a path, a file: URL, a Uint8Array, { path, offset, size, luksHeader }, { zeros } or memoryStorage(): it is ${kindOf(source)}`,
   )
 }
 

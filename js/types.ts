@@ -8,8 +8,8 @@ export type ByteCount = number | bigint
 /** A size as an option: bytes, or text with a suffix of powers of 1024 such as `'10G'` or `'1.5T'`. */
 export type SizeOption = number | bigint | string
 
-/** The image formats that this library reads and writes. */
-export type Format = 'qcow2' | 'raw'
+/** The image formats that this library reads and writes; `'luks'` is a LUKS1 container around a raw disk. */
+export type Format = 'qcow2' | 'raw' | 'luks'
 
 /** How clusters are compressed. `lz4` is this library's own extension (docs/lz4.md). */
 export type Compression = 'zlib' | 'zstd' | 'lz4'
@@ -66,13 +66,15 @@ export type BackingFiles =
 /** The answer of a {@link BackingFiles} function. */
 export type GateAnswer = boolean | string | { path: string; format: Format }
 
-/** A part of a larger file, as a source. */
+/** A part of a larger file, or a LUKS container whose header is a file of its own, as a source. */
 export interface FileWindow {
   path: string
   /** Where the image begins, in bytes. Default 0. */
   offset?: ByteCount
   /** How many bytes belong to it. Default: up to the end of the file. */
   size?: ByteCount
+  /** Path of the header of a LUKS container, where that is not its begin. */
+  luksHeader?: string | URL
 }
 
 /** Where a job may write: a path, a `file:` URL, or {@link MemoryStorage}. */
@@ -137,11 +139,13 @@ export interface NewEncryption {
   hash?: string
   /** Milliseconds of this machine's processor that one try of a password is to take; 0: as little as is ever taken. Default 2000. */
   iterTime?: number
+  /** Only `create` with `format: 'luks'`: make the header alone, without a size. The payload is any other file (`luksHeader`). */
+  detachedHeader?: boolean
 }
 
 /** Options that every call which reads an image takes. */
 export interface OpenOptions {
-  /** `'qcow2'` (default) or `'raw'`. */
+  /** `'qcow2'` (default), `'raw'` or `'luks'`. */
   format?: Format
   /**
    * Write too: nobody else may use the image meanwhile, and an image that was not closed is repaired first. Backing files are only read. Default
@@ -320,6 +324,8 @@ export interface LuksInfo {
   payloadOffset: number
   /** Iterations of the digest that tells the master key. */
   digestIterations: number
+  /** The header is in a file of its own. */
+  detachedHeader: boolean
   /** The eight key slots. */
   slots: { active: boolean; iterations: number; keyOffset: number }[]
 }

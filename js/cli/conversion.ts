@@ -128,7 +128,7 @@ async function targetOptions(
       values.delete('backing_fmt')
     }
     return {
-      ...createOptionsOf(values),
+      ...createOptionsOf(values, format),
       format,
       sourceFormat: names.map((name) => name.format),
       ...(bitmaps ? { bitmaps } : {}),
@@ -150,9 +150,9 @@ async function targetOptions(
 
 function readValues({ list, backing, backingFormat }: Conversion, format: Format): CreateValues {
   const values = readCreateValues(format, list)
-  if (format === 'raw') {
-    if (backing !== undefined) throw new Refusal("Backing file not supported for file format 'raw'")
-    if (backingFormat !== undefined) throw new Refusal("Backing file format not supported for file format 'raw'")
+  if (format !== 'qcow2') {
+    if (backing !== undefined) throw new Refusal(`Backing file not supported for file format '${format}'`)
+    if (backingFormat !== undefined) throw new Refusal(`Backing file format not supported for file format '${format}'`)
   }
   if (backing !== undefined) values.set('backing_file', backing)
   if (backingFormat !== undefined) values.set('backing_fmt', backingFormat)
@@ -168,7 +168,7 @@ function refuseTarget({ sources, compress }: Conversion, format: Format, values:
   }
   if (backed && !values.has('backing_fmt')) throw new Refusal('Use of backing file requires explicit backing format')
   if (!compress) return
-  if (format === 'raw') throw new Refusal('Compression not supported for this file format')
+  if (format !== 'qcow2') throw new Refusal('Compression not supported for this file format')
   if (/^(on|yes|true|y)$/.test(values.get('encryption') ?? '') || values.has('encrypt.format')) {
     throw new Refusal('Compression and encryption not supported at the same time')
   }
@@ -183,7 +183,7 @@ async function chooseBitmaps(
   names: readonly OpenedName[],
 ): Promise<boolean | 'skip-broken'> {
   if (!bitmaps) return false
-  if (format === 'raw') throw new Refusal("Format driver 'raw' does not support bitmaps")
+  if (format !== 'qcow2') throw new Refusal(`Format driver '${format}' does not support bitmaps`)
   const { name, format: sourceFormat } = names[0] as OpenedName
   const facts = await library().info(name.source, { format: sourceFormat, bigint: true, signal: program.signal })
   const broken = facts.bitmaps.filter(({ flags }) => flags.includes('in-use'))

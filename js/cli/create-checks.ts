@@ -12,7 +12,10 @@ const SINCE_V3 = 'with compatibility level 1.1 and above (use version=v3 or grea
 
 /** Refuses what contradicts itself. The size is judged by the library. */
 export function checkCreateValues(format: Format, values: CreateValues): void {
-  const fault = format === 'raw' ? rawFault(values) : (enumFault(values) ?? shapeFault(values) ?? featureFault(values) ?? encryptionFault(values))
+  const fault =
+    format === 'qcow2'
+      ? (enumFault(values) ?? shapeFault(values) ?? featureFault(values) ?? encryptionFault(values))
+      : (rawFault(values) ?? containerFault(format, values))
   if (fault !== undefined) throw new Refusal(fault)
 }
 
@@ -20,6 +23,17 @@ function rawFault(values: CreateValues): string | undefined {
   const preallocation = values.get('preallocation') ?? 'off'
   if (preallocation === 'metadata') return 'Unsupported preallocation mode: metadata'
   return ['off', 'falloc', 'full'].includes(preallocation) ? undefined : `invalid parameter value: ${preallocation}`
+}
+
+/** What a LUKS container is encrypted with is said without `encrypt.`. */
+function sealedValues(format: Format, values: CreateValues): CreateValues {
+  if (format !== 'luks') return values
+  return new Map([...[...values].map(([key, value]) => [`encrypt.${key}`, value] as const), ['encrypt.format', 'luks']])
+}
+
+function containerFault(format: Format, values: CreateValues): string | undefined {
+  if (format !== 'luks') return undefined
+  return encryptionFault(sealedValues(format, values))?.replace("'encrypt.key-secret'", "'key-secret'")
 }
 
 /** Values that are none of a fixed set. */
@@ -31,7 +45,7 @@ function enumFault(values: CreateValues): string | undefined {
   return (
     encryptionClash(values) ??
     bad('compat', ['0.10', '1.1', 'v2', 'v3'], 'version') ??
-    bad('backing_fmt', ['qcow2', 'raw'], 'backing-fmt') ??
+    bad('backing_fmt', ['qcow2', 'raw', 'luks'], 'backing-fmt') ??
     bad('encrypt.format', ['aes', 'luks'], 'format') ??
     encryptionUnnamed(values) ??
     bad('preallocation', ['off', 'metadata', 'falloc', 'full']) ??
@@ -128,6 +142,7 @@ function encryptionOf(values: CreateValues): NewEncryption | undefined {
     ivGenerator: text('ivgen-alg'),
     ivHash: text('ivgen-alg') === 'essiv' ? text('ivgen-hash-alg') : undefined,
     hash: text('hash-alg'),
+    detachedHeader: isOn(values, 'encrypt.detached-header') || undefined,
     iterTime: iterTime === undefined ? undefined : Number(iterTime),
   })
 }
@@ -143,7 +158,7 @@ export function warnOfLegacy(program: Program, values: CreateValues): void {
 }
 
 /** The options as the library takes them. */
-export function createOptionsOf(values: CreateValues): Omit<CreateOptions, 'size' | 'format'> {
+export function createOptionsOf(values: CreateValues, format: Format): Omit<CreateOptions, 'size' | 'format'> {
   const options: Omit<CreateOptions, 'size' | 'format'> = {}
   const take = <K extends keyof typeof options>(key: string, name: K, read: (value: string) => (typeof options)[K]) => {
     const value = values.get(key)
@@ -163,7 +178,7 @@ export function createOptionsOf(values: CreateValues): Omit<CreateOptions, 'size
   take('data_file_raw', 'dataFileRaw', on)
   take('nocow', 'nocow', on)
   take('extent_size_hint', 'extentSizeHint', BigInt)
-  const encryption = encryptionOf(values)
+  const encryption = encryptionOf(sealedValues(format, values))
   if (encryption !== undefined) options.encryption = encryption
   return options
 }

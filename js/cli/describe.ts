@@ -30,7 +30,7 @@ interface Node {
 
 /** Deeper descriptions make no sense, and would be walked without end. */
 const MOST_LEVELS = 16
-const FORMATS = new Set(['qcow2', 'raw'])
+const FORMATS = new Set(['qcow2', 'raw', 'luks'])
 const FILES = new Set(['file', 'host_device', 'host_cdrom'])
 const NULLS = new Set(['null-co', 'null-aio'])
 /** What says how an image is opened and changes no byte of it. */
@@ -113,6 +113,7 @@ function resolve(node: Node): Described {
     const below = protocol(node)
     return { ...below, format: 'raw' }
   }
+  if (driver === 'luks') return container(rest)
   const { file, offset, size, backing, ...others } = rest
   const kind = driver === undefined ? 'raw' : driver
   if (driver === undefined && typeof others.filename === 'string') {
@@ -136,6 +137,23 @@ function resolve(node: Node): Described {
   if (driver !== 'raw')
     refuseUnknown({ ...(offset === undefined ? { size } : { offset }) } as Node, `Block format '${kind}' does not support the option`)
   return { ...windowOf(below, offset, size), format: 'raw' }
+}
+
+/** A LUKS container, whose header may be a file of its own. */
+function container(node: Node): Described {
+  const { file, header, 'key-secret': id, ...others } = node
+  if (typeof file === 'string') throw new DescriptionFault(`Cannot find device='' nor node-name='${file}'`)
+  if (file === undefined || file === null) throw new DescriptionFault('A block device must be specified for "file"')
+  refuseUnknown(others, "Block format 'luks' does not support the option")
+  if (id !== undefined && typeof id !== 'string') throw new DescriptionFault("Parameter 'key-secret' expects a string")
+  const below = protocol(file)
+  const keys = id === undefined ? {} : { keys: [{ depth: 0, id }] }
+  if (header === undefined || header === null) return { ...below, format: 'luks', ...keys }
+  if (typeof header === 'string') throw new DescriptionFault(`Cannot find device='' nor node-name='${header}'`)
+  const luksHeader = protocol(header)
+  // The library takes a path for the header, and one window at most.
+  if (typeof luksHeader.source !== 'string' || typeof below.source !== 'string') throw new DescriptionFault('A detached header goes with whole files')
+  return { ...below, source: { path: below.path, luksHeader: luksHeader.path }, format: 'luks', ...keys }
 }
 
 /** `encrypt.key-secret` of a layer, with the format that is expected. */

@@ -36,7 +36,7 @@ export const COMMANDS: readonly (readonly [string, string])[] = [
 export function programHelp({ name }: Program): string {
   const width = Math.max(...COMMANDS.map(([command]) => command.length))
   const rows = COMMANDS.map(([command, text]) => `  ${command.padEnd(width)} ${text}\n`)
-  return `Disk images in the qcow2 and raw formats. Usage:
+  return `Disk images in the qcow2, raw and luks formats. Usage:
 
   ${name} [--help | --version] COMMAND [--help | command options]
 
@@ -65,7 +65,7 @@ ${examples.map((example) => `  ${name} ${example}\n`).join('')}`
 
 /** Rows that several commands share. */
 export const ROWS = {
-  format: ['-f, --format FMT', 'format of the image: qcow2 or raw (default: as its first bytes say)'],
+  format: ['-f, --format FMT', 'format of the image: qcow2, raw or luks (default: as its first bytes say)'],
   share: ['-U, --force-share', 'read although another process may be writing; what is read may be torn'],
   output: ['--output human|json', 'form of the output'],
   quiet: ['-q, --quiet', 'print errors only'],

@@ -19,7 +19,7 @@ export function imageBlock({ name, facts }: NamedImage): string {
     ...backing(facts),
   ]
   const snapshots = snapshotTable(facts.snapshots)
-  const specific = facts.format === 'qcow2' ? ['Format specific information:', ...rows(formatSpecific(facts), '    ')] : []
+  const specific = facts.format !== 'raw' ? ['Format specific information:', ...rows(formatSpecific(facts), '    ')] : []
   const length = fileLength(facts)
   const file = [
     "Child node '/file':",

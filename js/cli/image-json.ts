@@ -17,7 +17,7 @@ export function describeImage({ name, facts }: NamedImage): JsonObject {
     'full-backing-filename': facts.fullBackingFile,
     'backing-filename-format': facts.backingFormat,
     snapshots: facts.snapshots.length > 0 ? facts.snapshots.map(describeSnapshot) : undefined,
-    'format-specific': facts.format === 'qcow2' ? { type: 'qcow2', data: formatSpecific(facts) } : undefined,
+    'format-specific': facts.format === 'raw' ? undefined : { type: facts.format, data: formatSpecific(facts) },
     children: [{ name: 'file', info: describeFile(name, facts) }],
   }
 }
@@ -38,6 +38,10 @@ export function describeSnapshot(snapshot: SnapshotInfo): JsonObject {
 
 /** The part that only qcow2 has. Version 2 has none of the newer features, so they are not mentioned. */
 export function formatSpecific(facts: ImageInfo): JsonObject {
+  if (facts.format === 'luks') {
+    const { format: _, ...container } = describeEncryption('luks', facts.luks)
+    return container
+  }
   const oldest: JsonObject = { compat: facts.compat, 'compression-type': facts.compressionType, 'refcount-bits': facts.refcountBits }
   const encrypt = facts.encryption === undefined ? undefined : describeEncryption(facts.encryption, facts.luks)
   if (facts.compat === '0.10') return { ...oldest, encrypt }
@@ -62,7 +66,7 @@ function describeEncryption(format: 'aes' | 'luks', luks: LuksInfo | undefined):
     'ivgen-alg': luks.ivGenerator,
     'ivgen-hash-alg': luks.ivHash,
     'hash-alg': luks.hash,
-    'detached-header': false,
+    'detached-header': luks.detachedHeader,
     'payload-offset': luks.payloadOffset,
     'master-key-iters': luks.digestIterations,
     uuid: luks.uuid,

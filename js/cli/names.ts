@@ -70,7 +70,7 @@ function protocolOf(name: string): string | undefined {
 
 /** The format the user says, or what the file's first bytes say. */
 export async function formatOf(name: ImageName, given: string | undefined, signal: AbortSignal): Promise<Format> {
-  if (given === 'qcow2' || given === 'raw') return given
+  if (given === 'qcow2' || given === 'raw' || given === 'luks') return given
   if (given === undefined && name.format !== undefined) return name.format
   if (given !== undefined) throw cannotOpen(name.given, `Unknown driver '${given}'`)
   refuseSpecial(name)
@@ -123,7 +123,8 @@ async function plainNames(file: NamedFile, layer: LayerDescription): Promise<str
   const fault = (text: string) => new NamedFault(file.kind, depth, text)
   const path = plainPath(file, fault)
   if (file.kind === 'data') return path
-  if (file.format !== undefined && file.format !== 'qcow2' && file.format !== 'raw') throw fault(`Unknown driver '${file.format}'`)
+  if (file.format !== undefined && file.format !== 'qcow2' && file.format !== 'raw' && file.format !== 'luks')
+    throw fault(`Unknown driver '${file.format}'`)
   // As qemu-img: an image that does not say what it lies on is not refused.
   return { path, format: (file.format as Format | undefined) ?? (await library().probe(path)) }
 }

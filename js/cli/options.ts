@@ -2,6 +2,7 @@
  * Lists of options such as `-o cluster_size=4k,compat=0.10`: how they are taken apart, which keys a format knows, what their values may be, and
  * the help that `-o help` prints.
  */
+import type { Format } from './library.js'
 import { readInteger, readSize } from './numbers.js'
 import { Refusal } from './refusal.js'
 
@@ -22,6 +23,13 @@ const FILE_KEYS: readonly CreateKey[] = [
   { name: 'nocow', kind: 'bool (on/off)', text: 'Turn off copy-on-write (valid only on btrfs)', protocol: true },
   { name: 'extent_size_hint', kind: 'size', text: 'Extent size hint for the image file, 0 to disable', protocol: true },
 ]
+
+const FILE_PREALLOCATION: CreateKey = {
+  name: 'preallocation',
+  kind: 'str',
+  text: 'Preallocation mode (allowed values: off, falloc, full)',
+  protocol: true,
+}
 
 /** In the order in which `create` prints them. */
 const CREATE_KEYS: Readonly<Record<string, readonly CreateKey[]>> = {
@@ -49,24 +57,45 @@ const CREATE_KEYS: Readonly<Record<string, readonly CreateKey[]>> = {
     { name: 'refcount_bits', kind: 'num', text: 'Width of a reference count entry in bits' },
     ...FILE_KEYS,
   ],
-  raw: [SIZE, ...FILE_KEYS, { name: 'preallocation', kind: 'str', text: 'Preallocation mode (allowed values: off, falloc, full)', protocol: true }],
+  raw: [SIZE, ...FILE_KEYS, FILE_PREALLOCATION],
+  luks: [
+    SIZE,
+    { name: 'key-secret', kind: 'str', text: 'ID of the secret that provides the keyslot passphrase' },
+    { name: 'cipher-alg', kind: 'str', text: 'Name of encryption cipher algorithm' },
+    { name: 'cipher-mode', kind: 'str', text: 'Name of encryption cipher mode' },
+    { name: 'ivgen-alg', kind: 'str', text: 'Name of IV generator algorithm' },
+    { name: 'ivgen-hash-alg', kind: 'str', text: 'Name of IV generator hash algorithm' },
+    { name: 'hash-alg', kind: 'str', text: 'Name of encryption hash algorithm' },
+    { name: 'iter-time', kind: 'num', text: 'Time to spend in PBKDF in milliseconds' },
+    { name: 'detached-header', kind: 'bool (on/off)', text: 'Create a detached LUKS header' },
+    ...FILE_KEYS,
+    FILE_PREALLOCATION,
+  ],
 }
 
 const CREATED_ALIKE = new Set(['size', 'compat', 'backing_file', 'backing_fmt', 'data_file', 'data_file_raw', 'lazy_refcounts', 'refcount_bits'])
 
-/** What an image that is there can be given. */
-const AMEND_KEYS: readonly CreateKey[] = [
-  ...(CREATE_KEYS.qcow2 ?? []).filter(({ name }) => CREATED_ALIKE.has(name) || name === 'encrypt.iter-time'),
-  { name: 'encrypt.keyslot', kind: 'num', text: 'Select a single keyslot to modify explicitly' },
-  { name: 'encrypt.new-secret', kind: 'str', text: 'New secret to set in the matching keyslots. Empty string to erase' },
-  { name: 'encrypt.old-secret', kind: 'str', text: 'Select all keyslots that match this password' },
-  { name: 'encrypt.state', kind: 'str', text: 'Select new state of affected keyslots (active/inactive)' },
+const SLOT_KEYS: readonly CreateKey[] = [
+  { name: 'keyslot', kind: 'num', text: 'Select a single keyslot to modify explicitly' },
+  { name: 'new-secret', kind: 'str', text: 'New secret to set in the matching keyslots. Empty string to erase' },
+  { name: 'old-secret', kind: 'str', text: 'Select all keyslots that match this password' },
+  { name: 'state', kind: 'str', text: 'Select new state of affected keyslots (active/inactive)' },
 ]
+
+/** What an image that is there can be given. */
+const AMEND_KEYS: Readonly<Record<'qcow2' | 'luks', readonly CreateKey[]>> = {
+  qcow2: [
+    ...(CREATE_KEYS.qcow2 ?? []).filter(({ name }) => CREATED_ALIKE.has(name) || name === 'encrypt.iter-time'),
+    ...SLOT_KEYS.map((key) => ({ ...key, name: `encrypt.${key.name}` })),
+  ],
+  luks: [...(CREATE_KEYS.luks ?? []).filter(({ name }) => name === 'iter-time'), ...SLOT_KEYS],
+}
 
 /** What `create` prints although nobody said it. */
 const DEFAULTS: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   qcow2: { cluster_size: '65536', extended_l2: 'off', compression_type: 'zlib', lazy_refcounts: 'off', refcount_bits: '16' },
   raw: {},
+  luks: {},
 }
 
 const SIZE_HINT = `Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-
@@ -100,7 +129,7 @@ export function asksForHelp(list: string | undefined): boolean {
 }
 
 /** The formats that images can be made in. */
-export function isTargetFormat(format: string): format is 'qcow2' | 'raw' {
+export function isTargetFormat(format: string): format is Format {
   return Object.hasOwn(CREATE_KEYS, format)
 }
 
@@ -110,7 +139,7 @@ export function createKeys(): { name: string; kind: string; text: string }[] {
 }
 
 /** The help of `-o help`, with the keys of the file below if its name is known. */
-export function createHelp(format: 'qcow2' | 'raw', file: boolean): string {
+export function createHelp(format: Format, file: boolean): string {
   const rows = rowsOf((CREATE_KEYS[format] ?? []).filter(({ protocol }) => file || !protocol))
   const first = file ? 'Supported options:\n' : `Supported ${format} options:\n`
   const last = file ? '' : '\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n'
@@ -118,8 +147,8 @@ export function createHelp(format: 'qcow2' | 'raw', file: boolean): string {
 }
 
 /** The help of `amend -o help`. */
-export function amendHelp(): string {
-  return `Amend options for 'qcow2':\n${rowsOf(AMEND_KEYS).join('')}`
+export function amendHelp(format: 'qcow2' | 'luks'): string {
+  return `Amend options for '${format}':\n${rowsOf(AMEND_KEYS[format]).join('')}`
 }
 
 function rowsOf(keys: readonly CreateKey[]): string[] {
@@ -127,11 +156,12 @@ function rowsOf(keys: readonly CreateKey[]): string[] {
 }
 
 /** Reads a list for an image that is there. */
-export function readAmendValues(list: string): CreateValues {
-  const only = CREATE_KEYS.qcow2?.filter(({ name }) => !AMEND_KEYS.some((key) => key.name === name)) ?? []
+export function readAmendValues(format: 'qcow2' | 'luks', list: string): CreateValues {
+  const known = AMEND_KEYS[format]
+  const only = CREATE_KEYS[format]?.filter(({ name }) => !known.some((key) => key.name === name)) ?? []
   const said = splitList(list).find(({ key, value }) => value !== undefined && only.some(({ name }) => name === key))
   try {
-    return readValues(AMEND_KEYS, list)
+    return readValues(known, list)
   } catch (error) {
     const about = said !== undefined && error instanceof Refusal && error.message === `Invalid parameter '${said.key}'`
     throw about ? new Refusal(error.message, { hint: 'This option is only supported for image creation' }) : error
@@ -139,7 +169,7 @@ export function readAmendValues(list: string): CreateValues {
 }
 
 /** Reads a list for a new image. The first thing that is wrong with it is refused. */
-export function readCreateValues(format: 'qcow2' | 'raw', list: string | undefined): CreateValues {
+export function readCreateValues(format: Format, list: string | undefined): CreateValues {
   return readValues(CREATE_KEYS[format] ?? [], list)
 }
 
@@ -183,7 +213,7 @@ export function isOn(values: CreateValues, key: string): boolean {
 }
 
 /** The options in the order and form of the line that `create` prints. */
-export function describeValues(format: 'qcow2' | 'raw', values: CreateValues): string {
+export function describeValues(format: Format, values: CreateValues): string {
   const words: string[] = []
   for (const { name } of CREATE_KEYS[format] ?? []) {
     const value = values.get(name) ?? DEFAULTS[format]?.[name]

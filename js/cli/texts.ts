@@ -27,7 +27,7 @@ const FORMAT_TEXTS: Readonly<Record<string, (details: Details) => string>> = {
   ENCRYPTION_METHOD: ({ method }) => `Unsupported encryption method ${method}`,
   ENCRYPTION_HEADER_MISSING: ({ method }) => `Missing CRYPTO header for crypt method ${method}`,
   ENCRYPTION_HEADER_UNEXPECTED: () => 'CRYPTO header extension only expected with LUKS encryption method',
-  ENCRYPTED: () => "Parameter 'encrypt.key-secret' is required for cipher",
+  ENCRYPTED: ({ format }) => `Parameter '${format === 'luks' ? '' : 'encrypt.'}key-secret' is required for cipher`,
   WRONG_KEY: () => 'Invalid password, cannot unlock any keyslot',
   LUKS_VERSION: ({ version }) => `LUKS version ${version} is not supported`,
   VIRTUAL_SIZE: () => 'Image is too big',
@@ -64,7 +64,8 @@ function features({ names = '', unnamed = '0' }: Details): string {
 /** What an error says about a file, without the file's name. `shown` is the name for hints. */
 export function wordFault(error: Qcow2Error, shown: string): Wording {
   const code = error.code.replace('ERR_QCOW2_', '')
-  const text = FORMAT_TEXTS[code]?.(error.details) ?? withoutPath(error)
+  const noLuks = code === 'LUKS_HEADER' && error.message.includes('its magic is missing')
+  const text = noLuks ? 'Volume is not in LUKS format' : (FORMAT_TEXTS[code]?.(error.details) ?? withoutPath(error))
   const hint = hintOf(code, error.details, shown)
   return hint === undefined ? { text } : { text, hint }
 }

@@ -21,7 +21,7 @@ fn main() {
         let _ = file.read_at(HostOffset(0), &mut prefix).unwrap();
         let open = match Format::probe(&prefix) {
             Format::Qcow2 => Layer::open_qcow2,
-            Format::Raw => Layer::open_raw,
+            Format::Raw | Format::Luks => Layer::open_raw,
         };
         open(Arc::new(file), &LayerOptions::default()).unwrap()
     });

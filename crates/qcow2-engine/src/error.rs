@@ -74,6 +74,8 @@ pub enum Error {
     Encrypted {
         /// The file.
         path: Option<PathBuf>,
+        /// Format of the layer.
+        format: &'static str,
         /// `"aes"` or `"luks"`.
         method: &'static str,
     },
@@ -240,7 +242,9 @@ impl Error {
                 vec![("length", length.to_string()), ("fileLength", file_length.to_string())]
             }
             Self::Decompress { guest, .. } => vec![("guest", guest.0.to_string())],
-            Self::Encrypted { method, .. } => vec![("method", (*method).to_owned())],
+            Self::Encrypted { format, method, .. } => {
+                vec![("format", (*format).to_owned()), ("method", (*method).to_owned())]
+            }
             Self::Locked {
                 permission,
                 shared,

@@ -23,6 +23,11 @@ pub enum MeasureSource<'a> {
 pub enum MeasureTarget {
     /// A raw image.
     Raw,
+    /// A LUKS container.
+    Luks {
+        /// Bytes of its header with the key slots.
+        header: u64,
+    },
     /// A qcow2 image.
     Qcow2 {
         /// Cluster size and width of L2 entries.
@@ -61,6 +66,14 @@ pub fn measure(source: MeasureSource<'_>, target: MeasureTarget, context: &JobCo
         MeasureSource::Chain(chain) => chain.virtual_size(),
     };
     let size = size.checked_next_multiple_of(512).ok_or_else(|| too_large(size))?;
+    if let MeasureTarget::Luks { header } = target {
+        let length = size.checked_add(header).ok_or_else(|| too_large(size))?;
+        return Ok(Measurement {
+            required: length,
+            fully_allocated: length,
+            bitmaps: None,
+        });
+    }
     let MeasureTarget::Qcow2 {
         geometry,
         refcount_order,

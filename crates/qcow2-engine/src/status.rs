@@ -226,7 +226,7 @@ fn status(piece: &Piece, view: &View, flags: Flags, offset: Option<HostOffset>) 
         compressed,
     } = flags;
     // Bytes that are encrypted do not stand there as they are.
-    let offset = offset.filter(|_| !(data && view.layer.guest_data().is_encrypted()));
+    let offset = offset.filter(|_| !(data && view.layer.encryption().is_some()));
     Status {
         start: piece.start,
         length: piece.length,

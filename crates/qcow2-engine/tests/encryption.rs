@@ -123,6 +123,7 @@ fn luks(cipher: CipherSpec, hash: HashAlgorithm) -> NewEncryption {
         luks: Some(LuksOptions {
             cipher,
             hash,
+            detached: false,
             iter_time: 10,
         }),
     }

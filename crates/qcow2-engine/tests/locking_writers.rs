@@ -138,7 +138,7 @@ fn options(writable: bool, locking: Locking) -> LayerOptions {
 fn open(storage: Arc<dyn Storage>, format: Format, options: &LayerOptions) -> Result<Layer, Error> {
     match format {
         Format::Qcow2 => Layer::open_qcow2(storage, options),
-        Format::Raw => Layer::open_raw(storage, options),
+        Format::Raw | Format::Luks => Layer::open_raw(storage, options),
     }
 }
 

@@ -34,6 +34,8 @@ pub struct EncryptionSpec {
     pub hash: String,
     /// Milliseconds that one try of a password is to take.
     pub iter_time: f64,
+    /// The header is to be a file of its own.
+    pub detached_header: Option<bool>,
 }
 
 /// What a LUKS header says.
@@ -55,6 +57,8 @@ pub struct LuksFacts {
     pub payload_offset: f64,
     /// Iterations of the key's digest.
     pub digest_iterations: f64,
+    /// The header is in a file of its own.
+    pub detached_header: bool,
     /// All eight.
     pub slots: Vec<KeySlotFacts>,
 }
@@ -71,7 +75,7 @@ pub struct KeySlotFacts {
 }
 
 impl LuksFacts {
-    pub(crate) fn of(volume: &LuksVolume) -> Self {
+    pub(crate) fn of(volume: &LuksVolume, detached_header: bool) -> Self {
         let LuksVolume { header, spec, hash, .. } = volume;
         let sector = qcow2_format::luks::SECTOR as f64;
         Self {
@@ -86,6 +90,7 @@ impl LuksFacts {
             uuid: header.uuid.clone(),
             payload_offset: f64::from(header.payload) * sector,
             digest_iterations: f64::from(header.digest_iterations),
+            detached_header,
             slots: header
                 .slots
                 .iter()
@@ -154,6 +159,7 @@ impl EncryptionSpec {
                     iv,
                 },
                 hash: hash(&self.hash)?,
+                detached: self.detached_header == Some(true),
                 iter_time: whole("iterTime", self.iter_time)?,
             }),
         })

@@ -22,7 +22,7 @@ use crate::words::{compression_name, format_named, unknown};
 /// How a layer is opened.
 #[napi(object, object_to_js = false)]
 pub struct LayerSpec {
-    /// What its bytes mean: `qcow2` or `raw`.
+    /// What its bytes mean: `qcow2`, `raw` or `luks`.
     pub format: String,
     /// Read although another process may be writing.
     pub force_share: bool,
@@ -49,8 +49,8 @@ pub struct LayerSpec {
 pub struct LayerFacts {
     /// Stands for the open layer.
     pub handle: Handle,
-    /// `qcow2` or `raw`.
-    #[napi(ts_type = "'qcow2' | 'raw'")]
+    /// `qcow2`, `raw` or `luks`.
+    #[napi(ts_type = "'qcow2' | 'raw' | 'luks'")]
     pub format: String,
     /// The size that a guest sees.
     pub virtual_size: BigInt,
@@ -104,14 +104,23 @@ pub struct LayerFacts {
     pub notices: Vec<NoticeFacts>,
 }
 
-/// Opens an image or raw file. Nothing that it names is opened. Completes with its facts.
+/// Opens an image or raw file. Nothing that it names is opened. `luks_header`: the header of a LUKS container, if that is in a file of its own. Completes
+/// with its facts.
 #[napi(catch_unwind)]
-pub fn open_layer(env: Env, id: CallId, source: SourceSpec, options: LayerSpec) -> napi::Result<()> {
+pub fn open_layer(
+    env: Env,
+    id: CallId,
+    source: SourceSpec,
+    options: LayerSpec,
+    luks_header: Option<SourceSpec>,
+) -> napi::Result<()> {
     accept(&env, id, |call| {
         let source = source.accept(call)?;
+        let header = luks_header.map(|header| header.accept(call)).transpose()?;
         let open = options.opener()?;
         call.run(Lane::Short, move |job| {
-            let layer = open(source.open()?)?;
+            let header = header.map(|header| header.open()).transpose()?;
+            let layer = open(source.open()?, header)?;
             let facts = LayerFacts::of(&layer)?;
             job.cancel.check()?;
             Outcome::value(move |_, instance, values| {
@@ -156,7 +165,7 @@ pub fn attach_data_file(env: Env, id: CallId, layer: Handle, source: SourceSpec)
     })
 }
 
-type Opener = Box<dyn FnOnce(Arc<dyn Storage>) -> Result<Layer, Error> + Send>;
+type Opener = Box<dyn FnOnce(Arc<dyn Storage>, Option<Arc<dyn Storage>>) -> Result<Layer, Error> + Send>;
 
 impl LayerSpec {
     /// When locks are taken.
@@ -192,8 +201,9 @@ impl LayerSpec {
             for_check: self.for_check,
         };
         Ok(match format_named(&self.format)? {
-            Format::Qcow2 => Box::new(move |storage| Layer::open_qcow2(storage, &options)),
-            Format::Raw => Box::new(move |storage| Layer::open_raw(storage, &options)),
+            Format::Qcow2 => Box::new(move |storage, _| Layer::open_qcow2(storage, &options)),
+            Format::Raw => Box::new(move |storage, _| Layer::open_raw(storage, &options)),
+            Format::Luks => Box::new(move |storage, header| Layer::open_luks(storage, header, &options)),
         })
     }
 }
@@ -233,7 +243,11 @@ impl LayerFacts {
             corrupt: has(incompatible::CORRUPT),
             encryption: layer.encryption().and_then(word),
             // One with a cipher that is not known here has facts all the same.
-            luks: layer.luks().ok().flatten().map(LuksFacts::of),
+            luks: layer
+                .luks()
+                .ok()
+                .flatten()
+                .map(|volume| LuksFacts::of(volume, layer.has_detached_header())),
             backing_file: names.and_then(|names| names.backing_name.clone()),
             backing_format: names.and_then(|names| names.backing_format.clone()),
             data_file: names.and_then(|names| names.data_file.clone()),

@@ -83,13 +83,20 @@ pub fn measure(env: Env, id: CallId, options: MeasureSpec) -> napi::Result<()> {
 
 impl MeasureSpec {
     fn target(self) -> Result<MeasureTarget, Error> {
-        if format_named(&self.format)? == Format::Raw {
+        let format = format_named(&self.format)?;
+        if format == Format::Raw {
             return Ok(MeasureTarget::Raw);
         }
         if !self.cluster_size.is_power_of_two() {
             return Err(invalid("clusterSize", "not a power of two"));
         }
         let encryption = self.encryption.map(EncryptionSpec::accept).transpose()?;
+        let header = encryption
+            .and_then(|new| new.luks)
+            .map_or(0, |options| options.header_bytes());
+        if format == Format::Luks {
+            return Ok(MeasureTarget::Luks { header });
+        }
         Ok(MeasureTarget::Qcow2 {
             geometry: Geometry::new(self.cluster_size.ilog2(), self.extended_l2)
                 .ok_or_else(|| invalid("clusterSize", "outside of what the format has"))?,
@@ -101,9 +108,7 @@ impl MeasureSpec {
                 "falloc" | "full" => true,
                 other => return Err(crate::words::unknown("preallocation", other)),
             },
-            encryption: encryption
-                .and_then(|new| new.luks)
-                .map_or(0, |options| options.header_bytes()),
+            encryption: header,
             backing: self.backing,
         })
     }

@@ -37,6 +37,7 @@ pub(crate) fn format_named(word: &str) -> Result<Format, Error> {
     match word {
         "qcow2" => Ok(Format::Qcow2),
         "raw" => Ok(Format::Raw),
+        "luks" => Ok(Format::Luks),
         other => Err(unknown("format", other)),
     }
 }

@@ -89,12 +89,13 @@ async function wished(
   refuseReadOnly(name)
   const kind = await formatOf(name, format, program.signal)
   try {
-    if (kind !== 'qcow2' && !asksForHelp(list)) throw new Refusal(`Format driver '${kind}' does not support option amendment`)
+    if (kind === 'raw' && !asksForHelp(list)) throw new Refusal(`Format driver '${kind}' does not support option amendment`)
     if (!asksForHelp(list)) {
-      const values = readAmendValues(list)
-      const facts = await library().info(name.source, { format: 'qcow2', bigint: true, signal: program.signal })
-      const keySlot = keySlotOf(values, facts.encryption, force)
-      return { ...optionsOf(withoutUnchanged(facts, values)), ...(keySlot === undefined ? {} : { keySlot }) }
+      const format = kind === 'luks' ? 'luks' : 'qcow2'
+      const values = readAmendValues(format, list)
+      const facts = await library().info(name.source, { format, bigint: true, signal: program.signal })
+      const keySlot = keySlotOf(values, facts, force)
+      return { format, ...optionsOf(withoutUnchanged(facts, values)), ...(keySlot === undefined ? {} : { keySlot }) }
     }
   } catch (error) {
     await (await openWritable(program, name, format, policy)).close()
@@ -107,8 +108,8 @@ async function wished(
 
 function help(program: Program, format: string): number {
   if (!isTargetFormat(format)) throw new Refusal(`Unknown file format '${format}'`)
-  if (format !== 'qcow2') throw new Refusal(`Format driver '${format}' does not support option amendment`)
-  program.out.print(amendHelp())
+  if (format === 'raw') throw new Refusal(`Format driver '${format}' does not support option amendment`)
+  program.out.print(amendHelp(format))
   return 0
 }
 
@@ -122,14 +123,15 @@ function withoutUnchanged({ backingFile, backingFormat }: ImageInfo, values: Cre
   return values
 }
 
-/** What `encrypt.…` asks for; the keys are taken out of `values`. */
-function keySlotOf(values: CreateValues, encryption: string | undefined, force: boolean): KeySlotChange | undefined {
+/** What `encrypt.…` asks for, or in a LUKS container the same without that; the keys are taken out of `values`. */
+function keySlotOf(values: CreateValues, { format, encryption }: ImageInfo, force: boolean): KeySlotChange | undefined {
+  const before = format === 'luks' ? '' : 'encrypt.'
   const take = (key: string): string | undefined => {
-    const value = values.get(`encrypt.${key}`)
-    values.delete(`encrypt.${key}`)
+    const value = values.get(`${before}${key}`)
+    values.delete(`${before}${key}`)
     return value
   }
-  if (![...values.keys()].some((key) => key.startsWith('encrypt.'))) return undefined
+  if (before !== '' && ![...values.keys()].some((key) => key.startsWith(before))) return undefined
   if (encryption === undefined) throw new Refusal("Can't amend encryption options - encryption not present")
   if (encryption !== 'luks') throw new Refusal('Only LUKS encryption options can be amended')
   const [state, slot, added, gone, iterTime] = [take('state'), take('keyslot'), take('new-secret'), take('old-secret'), take('iter-time')]

@@ -151,7 +151,7 @@ async function add(disk: Disk, name: string, granularity: bigint): Promise<void>
   if (disk.bitmaps.list().some((bitmap) => bitmap.name === name)) throw new Refusal(`Bitmap already exists: ${name}`)
   if (name === '') throw new Refusal('Bitmap name cannot be empty')
   const lasting = (text: string) => new Refusal(`Can't make bitmap '${name}' persistent in '${disk.chain[0]?.path ?? ''}': ${text}`)
-  if (disk.format === 'raw') throw new Refusal(`Can't store persistent bitmaps to ${disk.chain[0]?.path ?? ''}: Operation not supported`)
+  if (disk.format !== 'qcow2') throw new Refusal(`Can't store persistent bitmaps to ${disk.chain[0]?.path ?? ''}: Operation not supported`)
   if (Buffer.byteLength(name) > 1023) throw lasting('Name length exceeds maximum (1023 characters)')
   try {
     await disk.bitmaps.add(name, granularity === 0n ? {} : { granularity })

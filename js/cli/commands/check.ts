@@ -4,7 +4,7 @@ import { findingText, repairText } from '../findings.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { percent } from '../human.js'
 import { formatJson } from '../json.js'
-import { type CacheMode, type CheckOptions, type CheckResult, type Finding, library } from '../library.js'
+import { type CacheMode, type CheckOptions, type CheckResult, type Finding, type Format, library } from '../library.js'
 import { cannotOpen, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal, refuseReadOnly } from '../names.js'
 import { printError } from '../output.js'
 import { complain, type Program } from '../program.js'
@@ -122,7 +122,7 @@ function keyOf({ code, offset, index }: Finding): string {
 async function openOnce(
   program: Program,
   name: ImageName,
-  options: { format: 'qcow2' | 'raw'; forceShare: boolean; cache: CacheMode },
+  options: { format: Format; forceShare: boolean; cache: CacheMode },
   policy: GatePolicy,
 ): Promise<void> {
   try {

@@ -1,7 +1,7 @@
 /** `commit`: what an overlay holds, written into a layer below it. */
 import { type CommandHelp, ROWS } from '../help.js'
 import { formatJson } from '../json.js'
-import { type CommitResult, library, type Qcow2Error } from '../library.js'
+import { type CommitResult, type Format, library, type Qcow2Error } from '../library.js'
 import { blame, formatOf, type GatePolicy, gateOptions, gatePolicy, type ImageName, imageName, openRefusal, refuseReadOnly } from '../names.js'
 import { sizeArgument } from '../numbers.js'
 import type { Program } from '../program.js'
@@ -81,7 +81,7 @@ export async function commit(program: Program, words: readonly string[]): Promis
   }
 }
 
-type Settings = Wishes & { format: 'qcow2' | 'raw' } & ReturnType<typeof gateOptions>
+type Settings = Wishes & { format: Format } & ReturnType<typeof gateOptions>
 
 async function run(program: Program, name: ImageName, settings: Settings, line: ProgressLine): Promise<CommitResult> {
   const { signal } = program
@@ -103,7 +103,7 @@ async function run(program: Program, name: ImageName, settings: Settings, line: 
 }
 
 /** qemu-img opens the chain for reading first: what cannot be opened so is told with every file on the way; what only writing fails at is told by itself. */
-async function wordFailure(error: Qcow2Error, name: ImageName, opening: Parameters<typeof blame>[2] & { format: 'qcow2' | 'raw' }): Promise<unknown> {
+async function wordFailure(error: Qcow2Error, name: ImageName, opening: Parameters<typeof blame>[2] & { format: Format }): Promise<unknown> {
   const { format, ...options } = opening
   if (error.code === 'ERR_QCOW2_LOCKED' && error.details.role === undefined) return openRefusal(error, name)
   const told = await blame(error, [{ name, format }], options)

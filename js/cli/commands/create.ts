@@ -4,7 +4,7 @@ import { type CommandHelp, ROWS } from '../help.js'
 import { type Format, library } from '../library.js'
 import { chainSize, openRefusal, plainName } from '../names.js'
 import { sizeArgument } from '../numbers.js'
-import { asksForHelp, type CreateValues, createHelp, describeValues, isTargetFormat, joinLists, readCreateValues } from '../options.js'
+import { asksForHelp, type CreateValues, createHelp, describeValues, isOn, isTargetFormat, joinLists, readCreateValues } from '../options.js'
 import type { Program } from '../program.js'
 import { misuse, Refusal } from '../refusal.js'
 import { beside, isOneFile, isSameFile, refuseNameless, targetFault } from '../targets.js'
@@ -91,8 +91,9 @@ async function make(program: Program, asked: Asked): Promise<void> {
   checkBackingNames(asked)
   const size = values.get('size') ?? (await backingSize(program, asked))
   if (values.has('backing_file') && values.has('size')) await backingSize(program, asked)
-  if (size === undefined) throw new Refusal('Image creation needs a size parameter')
-  values.set('size', String(size))
+  const detached = isOn(values, 'detached-header')
+  if (size === undefined && !detached) throw new Refusal('Image creation needs a size parameter')
+  values.set('size', String(size ?? 0))
   if (!quiet) {
     program.out.print(`Formatting '${file}', fmt=${format}${describeValues(format, values)}\n`)
     program.out.flush()
@@ -101,7 +102,7 @@ async function make(program: Program, asked: Asked): Promise<void> {
   warnOfLegacy(program, values)
   const { path } = plainName(file)
   refuseNameless(path)
-  const options = { ...createOptionsOf(values), format, size: BigInt(size), overwrite: true, signal: program.signal }
+  const options = { ...createOptionsOf(values, format), format, size: BigInt(size ?? 0), overwrite: true, signal: program.signal }
   // What can be known of the backing file is known by now.
   const unchecked = values.has('backing_file') ? { backingUnchecked: true } : {}
   try {
@@ -113,9 +114,9 @@ async function make(program: Program, asked: Asked): Promise<void> {
 
 function checkBackingNames({ file, format, values }: Asked): void {
   const backing = values.get('backing_file')
-  if (format === 'raw') {
-    if (values.has('backing_file')) throw new Refusal("Backing file not supported for file format 'raw'")
-    if (values.has('backing_fmt')) throw new Refusal("Backing file format not supported for file format 'raw'")
+  if (format !== 'qcow2') {
+    if (values.has('backing_file')) throw new Refusal(`Backing file not supported for file format '${format}'`)
+    if (values.has('backing_fmt')) throw new Refusal(`Backing file format not supported for file format '${format}'`)
   }
   if (backing === '') throw new Refusal('Expected backing file name, got empty string')
   if (backing !== undefined && isSameFile(backing, file)) {

@@ -1,5 +1,5 @@
 /** `measure`: how large a new image will be. */
-import { createOptionsOf } from '../create-checks.js'
+import { checkCreateValues, createOptionsOf } from '../create-checks.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { formatJson } from '../json.js'
 import { type Format, library, type MeasureOptions, type MeasureResult } from '../library.js'
@@ -123,9 +123,10 @@ function targetOptions(program: Program, target: string, list: string | undefine
     throw new Refusal(`Invalid options for file format '${target}'`)
   }
   if (target === 'raw') return { format: target }
+  if (target === 'luks') return containerOptions(values)
   const fault = qcow2Fault(values)
   if (fault !== undefined) throw new Refusal(fault)
-  const { clusterSize, compat, refcountBits, extendedL2, preallocation, backing, encryption } = createOptionsOf(values)
+  const { clusterSize, compat, refcountBits, extendedL2, preallocation, backing, encryption } = createOptionsOf(values, target)
   const options: MeasureOptions = { format: target }
   if (encryption !== undefined) options.encryption = encryption
   if (clusterSize !== undefined) options.clusterSize = clusterSize
@@ -136,6 +137,12 @@ function targetOptions(program: Program, target: string, list: string | undefine
   if (compat !== undefined && extendedL2 !== true) options.compat = compat
   if (backing !== undefined) Object.assign(options, { backing, backingFormat: 'raw' satisfies Format })
   return options
+}
+
+function containerOptions(values: CreateValues): MeasureOptions {
+  checkCreateValues('luks', values)
+  const { encryption } = createOptionsOf(values, 'luks')
+  return { format: 'luks', ...(encryption === undefined ? {} : { encryption }) }
 }
 
 /** Measuring judges in an order, and partly in words, of its own. */

@@ -105,14 +105,14 @@ async function run(
   const { signal } = program
   const opening = { ...opened, format, signal }
   try {
-    if (format === 'raw' || (backingFormat !== undefined && !isTargetFormat(backingFormat)) || (backing && backingFormat === undefined)) {
+    if (format !== 'qcow2' || (backingFormat !== undefined && !isTargetFormat(backingFormat)) || (backing && backingFormat === undefined)) {
       // What is wrong with the image itself is told first, as is what is wrong with the new backing file.
       if (!unsafe) await (await library().open(name.source, opening)).close()
-      if (compress && format === 'raw') throw new Refusal('Compression not supported for this file format')
+      if (compress && format !== 'qcow2') throw new Refusal('Compression not supported for this file format')
       if (backingFormat !== undefined && !isTargetFormat(backingFormat)) throw new Refusal(`Invalid format name: '${backingFormat}'`)
       if (!unsafe && backing) await openBacking(beside(name.path, backing), backingFormat, opening)
       throw new Refusal(
-        `Could not change the backing file to '${backing ?? ''}': ${format === 'raw' ? 'Operation not supported' : 'backing format must be specified'}`,
+        `Could not change the backing file to '${backing ?? ''}': ${format !== 'qcow2' ? 'Operation not supported' : 'backing format must be specified'}`,
       )
     }
     const wishes = { backing: backing || null, ...(backing ? { backingFormat: backingFormat as Format } : {}), unsafe, compress }

@@ -107,7 +107,7 @@ async function change(program: Program, asked: Asked, action: string, given: str
 const CHANGES = {
   async c(disk: Disk, given: string): Promise<JsonObject> {
     try {
-      if (disk.format === 'raw') throw new Refusal(strerror(EOPNOTSUPP))
+      if (disk.format !== 'qcow2') throw new Refusal(strerror(EOPNOTSUPP))
       return { created: describeSnapshot(await disk.snapshots.create(cut(given), { allowDuplicate: true, icount: 0 })) }
     } catch (error) {
       throw new Refusal(
@@ -118,7 +118,7 @@ const CHANGES = {
 
   async a(disk: Disk, given: string): Promise<JsonObject> {
     const failed = (text: string) => new Refusal(`Could not apply snapshot '${given}': ${text}`)
-    if (disk.format === 'raw') throw failed('Block driver does not support snapshots')
+    if (disk.format !== 'qcow2') throw failed('Block driver does not support snapshots')
     const all = disk.snapshots.list()
     // An image that has a data file cannot have snapshots: that is said before one is looked for.
     const unsupported = all.length === 0 && disk.chain[0]?.dataFile !== undefined

@@ -33,7 +33,7 @@ export interface ShellKey {
   values: Values
 }
 
-const FORMATS = ['qcow2', 'raw']
+const FORMATS = ['qcow2', 'raw', 'luks']
 const CACHE_MODES = ['none', 'writeback', 'writethrough', 'directsync', 'unsafe']
 /** By what the help calls a value. Words divided by bars are those words. */
 const CALLED: Readonly<Record<string, Values>> = { FMT: FORMATS, CACHE: CACHE_MODES, FILE: 'file', 'KEY=VALUE,…': 'keys' }

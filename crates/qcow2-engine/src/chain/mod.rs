@@ -23,7 +23,7 @@ pub use now::{DecodedPiece, EncryptedPiece, NowAnswer, NowPiece};
 
 use crate::cache::TableCache;
 use crate::error::{Error, Result};
-use crate::layer::{GuestData, Layer, same_place};
+use crate::layer::{Format, GuestData, Layer, same_place};
 use crate::overlay::Overlay;
 use crate::parallel;
 use crate::run::{Run, RunKind};
@@ -321,15 +321,13 @@ fn check(layers: &[Layer], options: &ChainOptions) -> Result<()> {
 }
 
 fn check_layer(layer: &Layer, layers: &[Layer]) -> Result<()> {
-    if layer.image().is_none() {
-        return Ok(());
-    }
-    if layer.options().metadata_only {
+    if layer.format() != Format::Raw && layer.options().metadata_only {
         return Err(layer.state("METADATA_ONLY", "only the image's metadata was opened"));
     }
     if let Some(method) = layer.encryption().filter(|_| layer.needs_key()) {
         return Err(Error::Encrypted {
             path: layer.path(),
+            format: layer.format().name(),
             method,
         });
     }

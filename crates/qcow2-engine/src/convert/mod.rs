@@ -226,7 +226,7 @@ enum Step {
 
 fn check(sources: &[Arc<Chain>], target: &Target, options: &ConvertOptions) -> Result<()> {
     let create = &options.create;
-    let raw = create.format == Format::Raw;
+    let raw = create.format != Format::Qcow2;
     if !options.sparse_size.is_multiple_of(512) || options.sparse_size > MAX_SPARSE_SIZE {
         return Err(invalid(
             "sparseSize",

@@ -27,6 +27,11 @@ impl NewEncryption {
         }
     }
 
+    /// Whether the header is to be a file of its own.
+    pub(super) fn is_detached(&self) -> bool {
+        self.luks.as_ref().is_some_and(|options| options.detached)
+    }
+
     /// Makes the key.
     pub(super) fn make(&self, job: &JobContext) -> Result<Encryption> {
         let Some(options) = &self.luks else {

@@ -5,16 +5,16 @@ mod options;
 
 use std::sync::Arc;
 
-use qcow2_format::GuestOffset;
+use qcow2_format::{GuestOffset, HostOffset};
 
 pub use encryption::NewEncryption;
 pub use options::{CREATE_REFUSALS, CreateOptions, NewDataFile};
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::layer::{Format, GuestCipher};
+use crate::layer::{Format, GuestCipher, SealedStorage};
 use crate::progress::JobContext;
-use crate::sink::{DiskSink, Qcow2Sink, RawSink, Sink, SinkReport};
+use crate::sink::{DiskSink, Preallocation, Qcow2Sink, RawSink, Sink, SinkReport};
 use crate::storage::Storage;
 use crate::target::{OpenTarget, Target, different};
 
@@ -39,7 +39,10 @@ pub fn create(target: &Target, options: &CreateOptions, job: &JobContext) -> Res
     let size = options.virtual_size(None)?;
     let mut image = NewImage::begin(target, options, size, &[], (false, None), job)?;
     job.progress.begin("create", size);
-    image.fill(GuestOffset(0), size, options.backing_name.is_some(), job)?;
+    // A container that nobody has written to holds noise, as those of other programs do.
+    if options.format != Format::Luks || options.preallocation == Preallocation::Full {
+        image.fill(GuestOffset(0), size, options.backing_name.is_some(), job)?;
+    }
     let file_size = image.finish(job, |_, _| Ok(None))?.file_length;
     job.progress.finish();
     Ok(CreateReport {
@@ -57,6 +60,8 @@ pub(crate) struct NewImage {
     cluster_size: u64,
     /// What guest clusters are encrypted with.
     pub(crate) cipher: Option<Arc<GuestCipher>>,
+    /// Bytes of the file before what the sink writes.
+    before: u64,
 }
 
 impl NewImage {
@@ -77,15 +82,27 @@ impl NewImage {
                 options.check_raw()?;
                 None
             }
+            Format::Luks => {
+                options.check_luks()?;
+                None
+            }
             Format::Qcow2 => Some(options.layout(size)?),
         };
-        if layout.is_some() && matches!(target, Target::InPlace { .. }) {
+        let container = options.format == Format::Luks;
+        if (layout.is_some() || container) && matches!(target, Target::InPlace { .. }) {
             return Err(Error::Invalid {
                 argument: "target",
                 reason: "a new image is not made in place: open the one that is there, and give its disk".to_owned(),
             });
         }
-        let encryption = options.encryption.as_ref().filter(|_| layout.is_some());
+        let detached = options.encryption.as_ref().is_some_and(NewEncryption::is_detached);
+        if detached && (!container || size > 0) {
+            return Err(Error::Invalid {
+                argument: "detachedHeader",
+                reason: "a header of its own has no disk in it: it is made alone, without a size".to_owned(),
+            });
+        }
+        let encryption = options.encryption.as_ref();
         let encryption = encryption.map(|new| new.make(job)).transpose()?;
         let cipher = encryption.as_ref().map(|made| made.cipher.clone());
         let target = OpenTarget::open(target, options.attributes(), sources)?;
@@ -101,15 +118,27 @@ impl NewImage {
         }
         let fresh = target.is_fresh();
         let storage = Arc::clone(target.storage());
-        let (sink, cluster_size): (Box<dyn Sink>, _) = match layout {
-            Some(layout) => {
+        let mut before = 0;
+        let (sink, cluster_size): (Box<dyn Sink>, _) = match (layout, encryption) {
+            (Some(layout), encryption) => {
                 let data = data_file.as_ref();
                 let data = data.map(|data| (Arc::clone(data.storage()), data.is_fresh()));
                 let cluster_size = layout.header.geometry.cluster_size();
                 let sink = Qcow2Sink::new(layout, (storage, fresh), data, encryption, max_length)?;
                 (Box::new(sink), cluster_size)
             }
-            None => {
+            (None, Some(made)) => {
+                target.check_room(size.saturating_add(made.length))?;
+                before = made.length;
+                let failed = |operation| Error::io(operation, &*storage);
+                storage.write_at(HostOffset(0), &made.header).map_err(failed("write"))?;
+                storage.set_length(before).map_err(failed("truncate"))?;
+                // Zeros are written, for what nobody writes reads as noise.
+                let payload = Arc::new(SealedStorage::new(storage.clone(), before, made.cipher)?);
+                let sink = RawSink::new(payload, size, options.preallocation, (false, true), max_length)?;
+                (Box::new(sink), 4096)
+            }
+            (None, None) => {
                 target.check_room(size)?;
                 let zeroed = fresh || reads_zero;
                 let sink = RawSink::new(storage, size, options.preallocation, (zeroed, fresh), max_length)?;
@@ -122,6 +151,7 @@ impl NewImage {
             data_file,
             cluster_size,
             cipher,
+            before,
         })
     }
 
@@ -144,6 +174,7 @@ impl NewImage {
             data_file: None,
             cluster_size: 4096,
             cipher: None,
+            before: 0,
         })
     }
 
@@ -175,6 +206,7 @@ impl NewImage {
     ) -> Result<SinkReport> {
         job.cancel.check()?;
         let mut report = self.sink.finish()?;
+        report.file_length = report.file_length.saturating_add(self.before);
         // The last moment at which cancelling leaves everything as it was.
         job.cancel.check()?;
         drop(self.sink);

@@ -207,6 +207,20 @@ impl CreateOptions {
         )
     }
 
+    /// Refuses what a LUKS container cannot be.
+    pub(crate) fn check_luks(&self) -> Result<()> {
+        refuse_if(
+            self.backing_name.is_some() || self.backing_format.is_some(),
+            "BACKING_UNSUPPORTED",
+        )?;
+        refuse_if(self.preallocation == Preallocation::Metadata, "PREALLOCATION_VALUE")?;
+        let luks = self.encryption.as_ref().is_some_and(|new| new.luks.is_some());
+        refuse_if(
+            self.data_file.is_some() || self.data_file_raw || !luks,
+            "OPTION_UNSUPPORTED",
+        )
+    }
+
     /// The image of `size` bytes that these options describe.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod guest;
 mod open;
+mod sealed;
 mod tables;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ pub(crate) use guest::{Count, GuestCipher, GuestData};
 use qcow2_format::bitmap::Bitmap;
 use qcow2_format::entry::EntryRules;
 use qcow2_format::{EncryptionMethod, Extensions, FormatError, Header, L1Entry, Snapshot};
+pub(crate) use sealed::SealedStorage;
 
 use crate::error::{Error, Result};
 use crate::lock::{ImageLock, LockMode, Locking};
@@ -25,24 +27,29 @@ pub enum Format {
     Qcow2,
     /// The disk's bytes as they are.
     Raw,
+    /// A LUKS1 container: a header, and the disk's bytes behind it, encrypted.
+    Luks,
 }
 
 impl Format {
-    /// `"qcow2"` or `"raw"`.
+    /// `"qcow2"`, `"raw"` or `"luks"`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Qcow2 => "qcow2",
             Self::Raw => "raw",
+            Self::Luks => "luks",
         }
     }
 
-    /// The format that the first bytes of a file show, by QEMU's rule: qcow2 if the magic is there with a version from 2 up. Version 1 counts as
+    /// The format that the first bytes of a file show, by QEMU's rule: qcow2 if the magic is there with a version from 2 up, luks for LUKS1. Version 1 counts as
     /// qcow2 too, which opening then refuses by its name: as a raw disk it would be read as what it is not.
     pub fn probe(prefix: &[u8]) -> Self {
         let version = prefix.get(4..8).and_then(|bytes| bytes.try_into().ok());
         let version = version.map_or(0, u32::from_be_bytes);
         if prefix.starts_with(&qcow2_format::header::MAGIC) && version >= 1 {
             Self::Qcow2
+        } else if prefix.starts_with(&qcow2_format::luks::MAGIC) && prefix.get(6..8) == Some(&[0, 1]) {
+            Self::Luks
         } else {
             Self::Raw
         }
@@ -122,6 +129,23 @@ pub(crate) struct Image {
     pub(crate) luks: Option<Result<LuksVolume>>,
 }
 
+/// What only a LUKS container has.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) volume: LuksVolume,
+    /// The file that the header is in: the container, or one of its own.
+    pub(crate) header: Arc<dyn Storage>,
+    /// The storage of the layer is the payload, decrypted.
+    pub(crate) open: bool,
+}
+
+impl Container {
+    /// Where the payload begins in its file, in bytes.
+    pub(crate) fn payload(&self) -> u64 {
+        u64::from(self.volume.header.payload).saturating_mul(qcow2_format::luks::SECTOR)
+    }
+}
+
 /// One opened image or raw file, read-only.
 #[derive(Debug)]
 pub struct Layer {
@@ -130,6 +154,7 @@ pub struct Layer {
     guest: GuestData,
     locks: Vec<ImageLock>,
     image: Option<Box<Image>>,
+    container: Option<Container>,
     virtual_size: u64,
     notices: Vec<Notice>,
     options: LayerOptions,
@@ -158,12 +183,24 @@ impl Layer {
         open::raw(storage, options)
     }
 
+    /// Opens a LUKS1 container, whose header is its begin or in a file of its own. Its virtual size is that of the payload in whole sectors.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a damaged header, [`Error::Limit`], [`Error::Locked`], [`Error::Io`].
+    pub fn open_luks(
+        storage: Arc<dyn Storage>,
+        header: Option<Arc<dyn Storage>>,
+        options: &LayerOptions,
+    ) -> Result<Self> {
+        open::luks_container(storage, header, options)
+    }
+
     /// What the layer's bytes mean.
     pub fn format(&self) -> Format {
-        if self.image.is_some() {
-            Format::Qcow2
-        } else {
-            Format::Raw
+        match (&self.image, &self.container) {
+            (Some(_), _) => Format::Qcow2,
+            (None, Some(_)) => Format::Luks,
+            (None, None) => Format::Raw,
         }
     }
 
@@ -263,6 +300,9 @@ impl Layer {
 
     /// How guest data is encrypted, if it is: `"aes"` or `"luks"`.
     pub fn encryption(&self) -> Option<&'static str> {
+        if self.container.is_some() {
+            return Some("luks");
+        }
         match self.header()?.encryption {
             EncryptionMethod::None => None,
             EncryptionMethod::Aes => Some("aes"),
@@ -275,6 +315,9 @@ impl Layer {
     /// # Errors
     /// Why it cannot be used: [`Error::Format`], [`Error::State`] with code `CIPHER_UNSUPPORTED`.
     pub fn luks(&self) -> Result<Option<&LuksVolume>> {
+        if let Some(container) = &self.container {
+            return Ok(Some(&container.volume));
+        }
         match self.image.as_ref().and_then(|image| image.luks.as_ref()) {
             None => Ok(None),
             Some(Ok(volume)) => Ok(Some(volume)),
@@ -284,7 +327,23 @@ impl Layer {
 
     /// Whether guest data is encrypted and its key is not known yet.
     pub fn needs_key(&self) -> bool {
-        self.encryption().is_some() && !self.guest.is_encrypted()
+        let open = self.container.as_ref().is_some_and(|container| container.open);
+        self.encryption().is_some() && !self.guest.is_encrypted() && !open
+    }
+
+    /// The file that the LUKS header is in.
+    pub(crate) fn luks_header(&self) -> &Arc<dyn Storage> {
+        self.container
+            .as_ref()
+            .map_or(&self.storage, |container| &container.header)
+    }
+
+    /// Whether the LUKS header is in a file of its own.
+    pub fn has_detached_header(&self) -> bool {
+        let own = |container: &Container| !same_place(&*container.header, &*self.storage);
+        self.container
+            .as_ref()
+            .is_some_and(|container| !container.open && own(container))
     }
 
     /// Gives an encrypted image its key. `legacy`: the caller knows of the old method what is wrong with it, and wants it all the same; nothing tells
@@ -304,11 +363,19 @@ impl Layer {
             Some(_) => {
                 let volume = self.luks()?.ok_or(Error::Closed)?;
                 let most = self.options.limits.max_key_iterations;
-                let (key, _) = luks::unlock(&self.storage, volume, secret, most, job)?;
+                let (key, _) = luks::unlock(self.luks_header(), volume, secret, most, job)?;
                 (luks::cipher(volume, &key)?, Count::Host)
             }
         };
-        self.set_cipher(Arc::new(GuestCipher::new(cipher, count)));
+        let cipher = Arc::new(GuestCipher::new(cipher, count));
+        let Some(container) = self.container.as_mut() else {
+            self.set_cipher(cipher);
+            return Ok(());
+        };
+        let sealed = SealedStorage::new(self.storage.clone(), container.payload(), cipher)?;
+        container.open = true;
+        self.storage = Arc::new(sealed);
+        self.guest = GuestData::new(self.storage.clone(), None);
         Ok(())
     }
 

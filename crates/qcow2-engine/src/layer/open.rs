@@ -6,7 +6,7 @@ use qcow2_format::bitmap::Bitmap;
 use qcow2_format::features::{autoclear, incompatible};
 use qcow2_format::{Extensions, FormatError, Header, HostOffset, limits};
 
-use super::{GuestData, Image, Layer, LayerOptions, tables};
+use super::{Container, GuestData, Image, Layer, LayerOptions, tables};
 use crate::error::{Error, Result};
 use crate::lock::{ImageLock, Locking};
 use crate::luks::LuksVolume;
@@ -30,6 +30,63 @@ pub(super) fn raw(storage: Arc<dyn Storage>, options: &LayerOptions) -> Result<L
         data_file: None,
         locks,
         image: None,
+        container: None,
+        virtual_size,
+        notices,
+        options: *options,
+    })
+}
+
+pub(super) fn luks_container(
+    storage: Arc<dyn Storage>,
+    header: Option<Arc<dyn Storage>>,
+    options: &LayerOptions,
+) -> Result<Layer> {
+    let (mut locks, mut notices) = lock(&storage, options)?;
+    if let Some(header) = &header {
+        let (more, noticed) = lock(header, options)?;
+        locks.extend(more);
+        notices.extend(noticed);
+    }
+    let length = storage.length().map_err(Error::io("stat", &*storage))?;
+    let detached = header.is_some();
+    let header = header.unwrap_or_else(|| storage.clone());
+    // Where the header has a file of its own, the payload is in another one.
+    let room = if detached { u64::MAX } else { length };
+    let volume = LuksVolume::read(&header, HostOffset(0), room)?;
+    let container = Container {
+        volume,
+        header,
+        open: false,
+    };
+    let payload = container.payload();
+    let reason = match () {
+        () if payload == 0 && !detached && !options.metadata_only => {
+            "it is one of its own: the payload is in another file"
+        }
+        () if payload > length => "its payload begins behind the end",
+        () => "",
+    };
+    if !reason.is_empty() {
+        return Err(Error::Format {
+            path: storage.path().map(Into::into),
+            error: FormatError::LuksHeader { offset: 104, reason },
+        });
+    }
+    let there = if payload == 0 && !detached {
+        0
+    } else {
+        length.saturating_sub(payload)
+    };
+    let virtual_size = there & !511;
+    check_virtual_size(virtual_size, options)?;
+    Ok(Layer {
+        guest: GuestData::new(storage.clone(), None),
+        storage,
+        data_file: None,
+        locks,
+        image: None,
+        container: Some(container),
         virtual_size,
         notices,
         options: *options,
@@ -115,6 +172,7 @@ pub(super) fn unlocked(
             bitmap_fault,
             luks,
         })),
+        container: None,
         guest: GuestData::new(storage.clone(), None),
         storage,
         data_file: None,

@@ -28,6 +28,8 @@ pub struct LuksOptions {
     pub cipher: CipherSpec,
     /// Hash of all derivations.
     pub hash: HashAlgorithm,
+    /// The header is a file of its own, and the payload begins at the begin of another one.
+    pub detached: bool,
     /// Milliseconds of processor time that this machine is to need for one try of a password. However few they are, 1000 iterations are made.
     pub iter_time: u64,
 }
@@ -41,6 +43,7 @@ impl Default for LuksOptions {
                 iv: IvGenerator::Plain64,
             },
             hash: HashAlgorithm::Sha256,
+            detached: false,
             iter_time: 2000,
         }
     }
@@ -59,7 +62,7 @@ impl LuksOptions {
 pub(crate) struct NewLuks {
     /// Its header and the material of its first key slot; what follows up to [`NewLuks::length`] is zeros.
     pub(crate) bytes: Vec<u8>,
-    /// Bytes up to its payload.
+    /// Bytes of the header and all slots: up to the payload, where that follows.
     pub(crate) length: u64,
     /// The cipher with the master key.
     pub(crate) cipher: SectorCipher,
@@ -78,7 +81,11 @@ pub(crate) fn new_volume(secret: &Secret, options: &LuksOptions, job: &JobContex
         cipher: options.cipher.algorithm.family().to_owned(),
         mode: options.cipher.mode_name(),
         hash: options.hash.name().to_owned(),
-        payload: LuksHeader::payload_behind(key_bytes),
+        payload: if options.detached {
+            0
+        } else {
+            LuksHeader::payload_behind(key_bytes)
+        },
         key_bytes,
         digest: [0; 20],
         digest_salt: [0; 32],
@@ -131,7 +138,7 @@ pub(crate) fn new_volume(secret: &Secret, options: &LuksOptions, job: &JobContex
     bytes.extend_from_slice(&material);
     let cipher = SectorCipher::new(&options.cipher, key.bytes()).map_err(|error| failed(None, error))?;
     Ok(NewLuks {
-        length: u64::from(volume.header.payload) * luks::SECTOR,
+        length: options.header_bytes(),
         bytes,
         cipher,
     })

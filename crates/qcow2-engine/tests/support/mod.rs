@@ -117,7 +117,7 @@ pub fn layer(path: &Path) -> Layer {
     let options = LayerOptions::default();
     match Format::probe(&prefix[..filled]) {
         Format::Qcow2 => Layer::open_qcow2(storage, &options).unwrap(),
-        Format::Raw => Layer::open_raw(storage, &options).unwrap(),
+        Format::Raw | Format::Luks => Layer::open_raw(storage, &options).unwrap(),
     }
 }
 

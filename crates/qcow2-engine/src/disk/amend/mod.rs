@@ -18,7 +18,7 @@ use super::resize::ResizeOptions;
 use super::{Disk, Image};
 use crate::check::{CheckOptions, check};
 use crate::error::{Error, Result};
-use crate::layer::{Layer, LayerOptions};
+use crate::layer::{Format, Layer, LayerOptions};
 use crate::luks::{KeySlotChange, SlotPlan, apply_slots, plan_slots};
 use crate::progress::JobContext;
 
@@ -60,6 +60,11 @@ impl Disk {
     /// [`Error::Invalid`]; [`Error::State`] with code `AMEND` for what cannot be, `REFCOUNT_OVERFLOW` for a count that is too large, `REFCOUNT_TABLE_FULL`;
     /// [`Error::Cancelled`]; those of [`Disk::resize`] and [`Disk::flush`].
     pub fn amend(&self, options: &AmendOptions, job: &JobContext) -> Result<()> {
+        if self.chain.layer(0).is_some_and(|top| top.format() == Format::Luks) {
+            let outcome = self.amend_container(options, job);
+            let closed = self.close();
+            return outcome.and(closed);
+        }
         let outcome = self.amend_open(options, job);
         let closed = self.close();
         let aim = outcome?;
@@ -67,6 +72,24 @@ impl Disk {
         let image = self.image()?;
         let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         image.amend_closed(&aim, options, job)
+    }
+
+    /// Of a LUKS container, its key slots can be changed.
+    fn amend_container(&self, options: &AmendOptions, job: &JobContext) -> Result<()> {
+        self.refuse()?;
+        let top = self.chain.layer(0).ok_or(Error::Closed)?;
+        let others = options.version.is_some()
+            || options.refcount_bits.is_some()
+            || options.lazy_refcounts.is_some()
+            || options.data_file_raw.is_some()
+            || options.data_file.is_some()
+            || options.size.is_some();
+        let (Some(change), Some(volume), false) = (&options.key_slots, top.luks()?, others) else {
+            return Err(top.state("AMEND", "of a LUKS container, the key slots can be amended"));
+        };
+        let most = top.options().limits.max_key_iterations;
+        let plan = plan_slots(top.luks_header(), volume, change, most, job)?;
+        apply_slots(top.luks_header(), volume, change, &plan, job)
     }
 
     /// What is done while the disk is one.
@@ -162,7 +185,7 @@ impl Image {
             None => return Err(self.amend_state("Can't amend encryption options - encryption not present")),
         };
         let most = top.options().limits.max_key_iterations;
-        plan_slots(&self.storage, volume, change, most, job).map(Some)
+        plan_slots(top.luks_header(), volume, change, most, job).map(Some)
     }
 
     fn refuse_downgrade(&self, header: &Header) -> Result<()> {
