@@ -3,6 +3,7 @@
  */
 
 import { getSystemErrorName } from 'node:util'
+import { wipingHeld } from './holding.js'
 
 /** An error of the core, as data. */
 export interface ErrorData {
@@ -122,7 +123,7 @@ export async function atCaller<T>(entry: (...words: never[]) => unknown, work: (
   const caller: { stack?: string } = {}
   Error.captureStackTrace(caller, entry)
   try {
-    return await work()
+    return await wipingHeld(work)
   } catch (error) {
     throw withFrames(error, caller)
   }

@@ -5,6 +5,7 @@
 import { channel } from 'node:diagnostics_channel'
 import { debuglog, type InspectOptionsStylized, inspect } from 'node:util'
 import { cancelled, withFrames } from './errors.js'
+import { wipingHeld } from './holding.js'
 import { callback, signal } from './options.js'
 import type { Job, JobOptions, Progress } from './types.js'
 
@@ -49,7 +50,7 @@ class RunningJob<T> implements Job<T> {
   constructor(entry: (...words: never[]) => unknown, prepare: () => JobWork<T>) {
     const caller: { stack?: string } = {}
     Error.captureStackTrace(caller, entry)
-    this.#result = this.#run(entry.name, prepare).catch((error) => Promise.reject(withFrames(error, caller)))
+    this.#result = wipingHeld(() => this.#run(entry.name, prepare)).catch((error) => Promise.reject(withFrames(error, caller)))
   }
 
   get progress(): Progress {

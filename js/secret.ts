@@ -6,6 +6,7 @@ import * as fs from 'node:fs'
 import { promisify } from 'node:util'
 import type { EncryptionSpec, KeySlotSpec } from './boundary.js'
 import { fromSystem, invalid, Qcow2Error } from './errors.js'
+import { copyOf, hold } from './holding.js'
 import type { KeySlotChange } from './job-types.js'
 import { checkOptions, flag, integer, oneOf, type Rule, text } from './options.js'
 import { kindOf } from './sizes.js'
@@ -23,7 +24,8 @@ const FILE = { file: text }
 
 /** The rule for every option that is a password. */
 export const secret: Rule<Secret> = (value, name) => {
-  if (value instanceof Uint8Array || typeof value === 'function') return value as Secret
+  if (typeof value === 'function') return value as Secret
+  if (value instanceof Uint8Array) return hold(present(value, name))
   if (typeof value === 'string') throw invalid(name, `${name} must not be text, which cannot be wiped: give a Uint8Array, a function or { file }`)
   if (typeof value !== 'object' || value === null) throw invalid(name, `${name} must be a Uint8Array, a function or { file }: it is ${kindOf(value)}`)
   const { file } = checkOptions('this call', value, FILE, `${name}.`)
@@ -123,14 +125,28 @@ export async function withSecret<T>(
     if (bytes === undefined) return undefined
     if (!(bytes instanceof Uint8Array))
       throw invalid('secret', `the function given as secret must answer a Uint8Array: it answered ${kindOfSecret(bytes)}`)
-    return use(bytes)
+    return wiping(copyOf(present(bytes, 'secret')), use)
   }
-  const bytes = await readSecret(given.file)
+  return wiping(await readSecret(given.file), use)
+}
+
+async function wiping<T>(bytes: Uint8Array, use: (bytes: Uint8Array) => Promise<T>): Promise<T> {
   try {
     return await use(bytes)
   } finally {
     bytes.fill(0)
   }
+}
+
+/** A view whose memory was given away looks like an empty password, which is one. */
+function present(bytes: Uint8Array, name: string): Uint8Array {
+  if (bytes.length > 0) return bytes
+  try {
+    new Uint8Array(bytes.buffer)
+  } catch {
+    throw invalid(name, `${name} must be bytes: its memory was given away (detached)`)
+  }
+  return bytes
 }
 
 async function readSecret(path: string): Promise<Uint8Array> {
@@ -145,10 +161,7 @@ async function readSecret(path: string): Promise<Uint8Array> {
       length += bytesRead
     }
     if (length > LONGEST) throw new Qcow2Error('ERR_QCOW2_LIMIT', `the secret is longer than ${LONGEST} bytes`, { path })
-    // With a buffer of its own: the engine keeps small arrays without one where it moves them, and leaves copies.
-    const secret = new Uint8Array(new ArrayBuffer(length))
-    secret.set(bytes.subarray(0, length))
-    return secret
+    return copyOf(bytes.subarray(0, length))
   } finally {
     bytes.fill(0)
     await close(descriptor)
