@@ -4,6 +4,7 @@
 
 mod error;
 mod hash;
+mod hidden;
 mod iv;
 mod kdf;
 mod modes;

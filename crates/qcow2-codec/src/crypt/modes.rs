@@ -4,6 +4,7 @@ use cipher::consts::U16;
 use cipher::typenum::Unsigned;
 use cipher::{Array, Block, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
 
+use super::hidden::Hidden;
 use super::iv::Iv;
 use super::tweaks::{self, Tweaks};
 use super::{CipherAlgorithm, CipherMode, CryptError, SECTOR};
@@ -80,15 +81,11 @@ pub(super) fn sectors(
     mode: CipherMode,
     iv: Option<Iv>,
     key: &[u8],
-) -> Result<Box<dyn Sectors>, CryptError> {
-    fn narrow<C: BlockCipher + 'static>(
-        mode: CipherMode,
-        iv: Option<Iv>,
-        key: &[u8],
-    ) -> Result<Box<dyn Sectors>, CryptError> {
+) -> Result<Hidden, CryptError> {
+    fn narrow<C: BlockCipher + 'static>(mode: CipherMode, iv: Option<Iv>, key: &[u8]) -> Result<Hidden, CryptError> {
         match (mode, iv) {
-            (CipherMode::Cbc, Some(iv)) => Ok(Box::new(Cbc::<C> { cipher: new(key)?, iv })),
-            (CipherMode::Ecb, _) => Ok(Box::new(Ecb::<C>(new(key)?))),
+            (CipherMode::Cbc, Some(iv)) => Ok(Hidden::new(Cbc::<C> { cipher: new(key)?, iv })),
+            (CipherMode::Ecb, _) => Ok(Hidden::new(Ecb::<C>(new(key)?))),
             _ => Err(CryptError::Unsupported {
                 what: "cipher mode",
                 name: mode.name().to_owned(),
@@ -99,11 +96,11 @@ pub(super) fn sectors(
         mode: CipherMode,
         iv: Option<Iv>,
         key: &[u8],
-    ) -> Result<Box<dyn Sectors>, CryptError> {
+    ) -> Result<Hidden, CryptError> {
         match (mode, iv) {
             (CipherMode::Xts, Some(iv)) => {
                 let (data, tweak) = key.split_at(key.len() / 2);
-                Ok(Box::new(Xts::<C> {
+                Ok(Hidden::new(Xts::<C> {
                     data: new(data)?,
                     tweak: new(tweak)?,
                     iv,

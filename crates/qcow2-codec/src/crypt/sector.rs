@@ -2,15 +2,16 @@
 
 use std::fmt;
 
+use super::hidden::Hidden;
 use super::iv::Iv;
-use super::modes::{Sectors, sectors};
+use super::modes::sectors;
 use super::stack::{DEEP, SHALLOW, wiped};
 use super::{CipherMode, CipherSpec, CryptError, SECTOR};
 
 /// A cipher with its key. Shared between threads; its key schedule is wiped when it is dropped.
 pub struct SectorCipher {
     spec: CipherSpec,
-    sectors: Box<dyn Sectors>,
+    sectors: Hidden,
 }
 
 impl fmt::Debug for SectorCipher {
