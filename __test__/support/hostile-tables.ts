@@ -174,7 +174,7 @@ export function extensionEntries(catalogue: Catalogue): void {
     { action: 'refuse', code: 'ERR_QCOW2_ENCRYPTION_HEADER' },
     { cryptMethod: 2 },
   )
-  one('LUKS is refused by name', luks(65536n, 2068480n), { action: 'refuse', code: 'ERR_QCOW2_ENCRYPTED', message: /luks/i }, { cryptMethod: 2 })
+  one('88 what lies there is no LUKS header', luks(65536n, 2068480n), { action: 'refuse', code: 'ERR_QCOW2_LUKS_HEADER' }, { cryptMethod: 2 })
   one('14 an encryption header without encryption', luks(65536n, 4096n), refuse('ENCRYPTION_HEADER_UNEXPECTED', undefined, 'header-extensions'))
 }
 

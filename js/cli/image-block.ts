@@ -5,6 +5,7 @@ import { fileLength, formatSpecific } from './image-json.js'
 import { inHashOrder, type JsonObject, type JsonValue } from './json.js'
 import type { ImageInfo } from './library.js'
 import { snapshotTable } from './snapshot-table.js'
+import { visible } from './visible.js'
 
 /** The block of one image. */
 export function imageBlock({ name, facts }: NamedImage): string {
@@ -40,7 +41,7 @@ function backing({ backingFile, fullBackingFile, backingFormat }: ImageInfo): st
   const actual = fullBackingFile === undefined ? ' (cannot determine actual path)' : ` (actual path: ${fullBackingFile})`
   const lines = [`backing file: ${backingFile}${fullBackingFile === backingFile ? '' : actual}`]
   if (backingFormat !== undefined) lines.push(`backing file format: ${backingFormat}`)
-  return lines
+  return lines.map(visible)
 }
 
 /** A tree of values, a level deeper for each nesting; the keys are those of the JSON with spaces. */
@@ -49,6 +50,8 @@ function rows(value: JsonObject | JsonValue[], indent: string): string[] {
     ? value.map((item, index) => [`[${index}]`, item])
     : inHashOrder(value).map(([key, item]) => [key.replaceAll('-', ' '), item])
   return entries.flatMap(([key, item]) =>
-    typeof item === 'object' ? [`${indent}${key}:`, ...rows(item, `${indent}    `)] : [`${indent}${key}: ${item}`],
+    typeof item === 'object'
+      ? [`${indent}${key}:`, ...rows(item, `${indent}    `)]
+      : [`${indent}${key}: ${typeof item === 'string' ? visible(item) : item}`],
   )
 }
