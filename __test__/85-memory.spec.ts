@@ -94,14 +94,15 @@ function newPassword(folder: string, name: string): { path: string; bytes: Buffe
 }
 
 function imageNeedles(path: string, password: Buffer, needles: Needles): void {
+  const name = `of ${password.toString('hex', 0, 2)}`
   const image = readFileSync(path)
   const { offset, length } = luksArea(image)
   const area = Buffer.alloc(length)
   image.copy(area, 0, offset, offset + length)
   const { mode } = naiveLuks(area)
   const { key, slotKeys } = naiveMasterKey(area, password)
-  if (key !== undefined) keyNeedles('master key', key, mode, needles)
-  for (const slotKey of slotKeys) keyNeedles('slot key', slotKey, mode, needles)
+  if (key !== undefined) keyNeedles(`master key ${name}`, key, mode, needles)
+  for (const slotKey of slotKeys) keyNeedles(`slot key ${name}`, slotKey, mode, needles)
 }
 
 const SHAPES = [
@@ -165,18 +166,20 @@ test.serial('nothing of a wrong password is in memory, nor of what was derived f
   }
 })
 
-test.serial('nothing of the keys that were made or used is in memory when an image is created or converted', async (t) => {
+test.serial('nothing of the keys that were made or used is in memory when an image is created, converted or given other key slots', async (t) => {
   const folder = temporaryFolder()
   const [path, to] = [join(folder, 'disk.qcow2'), join(folder, 'other.qcow2')]
   for (const kind of ['bytes', 'file', 'function']) {
-    const password = newPassword(folder, 'key')
+    const [password, added] = [newPassword(folder, 'key'), newPassword(folder, 'added')]
     const child = new Looked()
     try {
       t.like(await child.tell('create', { path, kind, key: password.path, encryption: {} }), { done: true })
       t.like(await child.tell('convert', { from: path, path: to, kind, key: password.path }), { done: true })
-      await child.tell('wipe')
-      passwordNeedles('password', password.bytes, child.needles)
       for (const image of [path, to]) imageNeedles(image, password.bytes, child.needles)
+      t.like(await child.tell('amend', { path: to, kind, key: password.path, added: added.path }), { done: true })
+      imageNeedles(to, added.bytes, child.needles)
+      for (const { bytes } of [password, added]) passwordNeedles(`password ${bytes[0]}`, bytes, child.needles)
+      await child.tell('wipe')
       t.deepEqual(child.seen(), [])
     } finally {
       child.end()

@@ -40,6 +40,11 @@ const steps = {
     const secret = secretFrom(kind, key)
     await qcow2.convert(from, path, { overwrite: true, source: { secret }, encryption: { secret, iterTime: 10 } })
   },
+  async amend({ path, kind, key, added }) {
+    const keySlot = { newSecret: secretFrom(kind, added), iterTime: 10 }
+    await qcow2.amend(path, { secret: secretFrom(kind, key), keySlot })
+    await qcow2.amend(path, { secret: secretFrom(kind, added), keySlot: { oldSecret: secretFrom(kind, key) } })
+  },
   /** What belongs to the caller is the caller's to wipe. */
   wipe() {
     for (const bytes of owned.splice(0)) bytes.fill(0)
