@@ -37,7 +37,7 @@ function names() {
 
 /** What a benchmark is told of our own flags. */
 function flags(name) {
-  const count = name === 'commands' || name === 'in-place' ? 'pairs' : name.startsWith('api') ? 'processes' : undefined
+  const count = ['commands', 'in-place', 'luks'].includes(name) ? 'pairs' : name.startsWith('api') ? 'processes' : undefined
   return [...(options.quick ? ['--quick'] : []), ...(count && options[count] ? [`--${count}`, options[count]] : [])]
 }
 
