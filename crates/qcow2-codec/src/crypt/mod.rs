@@ -13,6 +13,7 @@ mod sector;
 mod split;
 mod stack;
 mod tweaks;
+mod twofish;
 
 pub use error::CryptError;
 pub use hash::HashAlgorithm;

@@ -7,6 +7,7 @@ use cipher::{Array, Block, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser
 use super::hidden::Hidden;
 use super::iv::Iv;
 use super::tweaks::{self, Tweaks};
+use super::twofish::Twofish;
 use super::{CipherAlgorithm, CipherMode, CryptError, SECTOR};
 
 /// Sectors whose tweaks are made with one call.
@@ -59,7 +60,7 @@ macro_rules! dispatch {
                 $make::<serpent::Serpent>($($argument),*)
             }
             CipherAlgorithm::Twofish128 | CipherAlgorithm::Twofish192 | CipherAlgorithm::Twofish256 => {
-                $make::<twofish::Twofish>($($argument),*)
+                $make::<Twofish>($($argument),*)
             }
             CipherAlgorithm::Cast5_128 => narrow::<cast5::Cast5>($($argument),*),
         }

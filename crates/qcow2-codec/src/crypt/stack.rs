@@ -3,8 +3,8 @@
 
 use std::hint::black_box;
 
-/// For making keys: schedules of ciphers and states of hashes are a few KiB, and moved about. Frames without optimisation are larger.
-pub(super) const DEEP: usize = 32 << 10;
+/// For making keys: schedules of ciphers and states of hashes are some KiB (those of Twofish nine), and moved about. Frames without optimisation are larger.
+pub(super) const DEEP: usize = 64 << 10;
 /// For using them: what does not fit in registers.
 pub(super) const SHALLOW: usize = 20 << 10;
 
