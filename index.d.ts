@@ -380,6 +380,16 @@ export interface ErrorData {
   details: Record<string, string>
 }
 
+/** A feature bit that is set. */
+export interface FeatureFacts {
+  /** `incompatible`, `compatible` or `autoclear`. */
+  kind: 'incompatible' | 'compatible' | 'autoclear'
+  /** Its number. */
+  bit: number
+  /** Its name; absent for one that is not known here. */
+  name?: string
+}
+
 /** One finding of a check. */
 export interface FindingFacts {
   /** Stable name. */
@@ -420,6 +430,28 @@ export declare function flush(id: CallId, disk: Handle): void
 /** A number that stands for an opened thing. Never used twice in an environment. */
 export type Handle = number
 
+/** See [`RawHeader`]. */
+export interface HeaderFacts {
+  /** Version. */
+  version: number
+  /** Where the name of the backing file stands. */
+  backingOffset: bigint
+  /** Incompatible features. */
+  incompatible: bigint
+  /** All features that are set. */
+  features: Array<FeatureFacts>
+}
+
+/** What the first and the last bytes of a file say. */
+export interface HeadFacts {
+  /** All formats that they look like. */
+  formats: Array<string>
+  /** Length of the file in bytes. */
+  length: bigint
+  /** The fixed fields of a qcow2 header, as they stand there. */
+  header?: HeaderFacts
+}
+
 /**
  * Lets completions gather instead of calling `onComplete`, or calls it again, at once if there are any. A call that is on its way already
  * still comes.
@@ -436,6 +468,9 @@ export interface IdentityFacts {
 
 /** Panics at a stage: `call`, `pool`, `job` or `completion`; `argument` does so outside of the call's own guard. */
 export declare function injectPanic(id: CallId, stage: string): void
+
+/** Tells what a file looks like: nothing is judged, and nothing that it names is opened. Completes with its facts. */
+export declare function inspectHead(id: CallId, source: SourceSpec): void
 
 /** What a key slot says. */
 export interface KeySlotFacts {

@@ -858,6 +858,7 @@ module.exports.discard = nativeBinding.discard
 module.exports.flush = nativeBinding.flush
 module.exports.hold = nativeBinding.hold
 module.exports.injectPanic = nativeBinding.injectPanic
+module.exports.inspectHead = nativeBinding.inspectHead
 module.exports.map = nativeBinding.map
 module.exports.measure = nativeBinding.measure
 module.exports.memoryClose = nativeBinding.memoryClose

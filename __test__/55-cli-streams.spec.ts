@@ -27,6 +27,7 @@ const LINES: Readonly<Record<string, { works: string; fails: string; own?: true 
   dd: { works: 'dd -O qcow2 bs=64k count=3 if=o.q of=x', fails: 'dd bs=512 skip=99999999 if=o.q of=x' },
   digest: { works: 'digest o.q', fails: 'digest miss2.q', own: true },
   info: { works: 'info o.q', fails: 'info --backing-chain miss2.q' },
+  inspect: { works: 'inspect o.q', fails: 'inspect nothing.q', own: true },
   map: { works: 'map o.q', fails: 'map c.q' },
   measure: { works: 'measure -O qcow2 o.q', fails: 'measure -O qcow2 miss.q' },
   rebase: { works: "rebase -b '' o.q", fails: 'rebase -b nothing.q -F qcow2 o.q' },

@@ -39,6 +39,21 @@ export interface LayerSpec {
   maxKeyIterations?: number
 }
 
+/** What the first and last bytes of a file say. */
+export interface HeadFacts {
+  formats: string[]
+  length: bigint
+  header?: HeaderFacts
+}
+
+/** The fixed fields of a qcow2 header, as they stand there. */
+export interface HeaderFacts {
+  version: number
+  backingOffset: bigint
+  incompatible: bigint
+  features: { kind: 'incompatible' | 'compatible' | 'autoclear'; bit: number; name?: string }[]
+}
+
 /** How a new image is encrypted. */
 export interface EncryptionSpec {
   method: 'luks' | 'aes'
@@ -365,6 +380,7 @@ export interface Addon {
   memoryTruncate(memory: Handle, size: number): void
   memoryClose(memory: Handle): void
   probeFormat(id: number, source: SourceSpec): void
+  inspectHead(id: number, source: SourceSpec): void
   openLayer(id: number, source: SourceSpec, options: LayerSpec, luksHeader?: SourceSpec): void
   attachDataFile(id: number, layer: Handle, source: SourceSpec): void
   unlockLayer(id: number, layer: Handle, secret: Uint8Array, legacy: boolean): void

@@ -2,6 +2,7 @@
  * The shapes of the calls that make, copy and judge images: options in, results out.
  */
 
+import type { ProfileName } from './inspect-types.js'
 import type {
   ByteCount,
   CacheMode,
@@ -73,6 +74,8 @@ export interface CreateResult {
 
 /** Options of {@link convert}. */
 export interface ConvertOptions extends JobOptions, Omit<CreateOptions, 'size' | 'signal' | 'backingUnchecked' | 'format'> {
+  /** Make what this destination takes (docs/inspect.md): its recipe where nothing else is said; what contradicts its rules is refused. */
+  profile?: ProfileName
   /** Target format: as said, else by the target's extension (`.qcow2`, `.raw`), else `'qcow2'`. */
   format?: Format
   /**

@@ -1,6 +1,6 @@
 /** A conversion that was asked for in words: what is refused about it in which order, and how it is done. */
 import { checkCreateValues, createOptionsOf, warnOfLegacy } from './create-checks.js'
-import { type ConvertOptions, type ConvertResult, type Format, library, type OpenOptions, type Qcow2Error } from './library.js'
+import { type ConvertOptions, type ConvertResult, type Format, library, type OpenOptions, type ProfileName, type Qcow2Error } from './library.js'
 import {
   blame,
   cannotOpen,
@@ -30,6 +30,7 @@ export interface Conversion {
   sources: string[]
   target: string
   sourceFormat: string | undefined
+  profile: ProfileName | undefined
   targetFormat: string
   list: string | undefined
   backing: string | undefined
@@ -130,6 +131,7 @@ async function targetOptions(
     return {
       ...createOptionsOf(values, format),
       format,
+      ...(asked.profile === undefined ? {} : { profile: asked.profile }),
       sourceFormat: names.map((name) => name.format),
       ...(bitmaps ? { bitmaps } : {}),
       ...(asked.salvage ? { salvage: true } : {}),

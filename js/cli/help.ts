@@ -24,6 +24,7 @@ export const COMMANDS: readonly (readonly [string, string])[] = [
   ['dd', 'copy blocks of an image to a new image'],
   ['digest', 'print a hash of what an image holds, the same for every representation'],
   ['info', 'show facts about an image'],
+  ['inspect', 'examine a file from a stranger, and tell whether a destination takes it'],
   ['map', 'show where the bytes of an image are'],
   ['measure', 'calculate the file size that a new image will need'],
   ['resize', 'give the disk of an image another size'],

@@ -24,6 +24,7 @@ const COMMANDS: Readonly<Record<string, () => Command>> = {
   dd: () => (require('./commands/dd.js') as typeof import('./commands/dd.js')).dd,
   digest: () => (require('./commands/digest.js') as typeof import('./commands/digest.js')).digest,
   info: () => (require('./commands/info.js') as typeof import('./commands/info.js')).info,
+  inspect: () => (require('./commands/inspect.js') as typeof import('./commands/inspect.js')).inspect,
   map: () => (require('./commands/map.js') as typeof import('./commands/map.js')).map,
   measure: () => (require('./commands/measure.js') as typeof import('./commands/measure.js')).measure,
   rebase: () => (require('./commands/rebase.js') as typeof import('./commands/rebase.js')).rebase,

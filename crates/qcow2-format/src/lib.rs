@@ -24,6 +24,7 @@ pub mod entry;
 mod error;
 pub mod extension;
 pub mod features;
+pub mod foreign;
 mod geometry;
 pub mod header;
 pub mod header_switch;

@@ -26,6 +26,7 @@ mod disk;
 mod encryption;
 mod error;
 mod handles;
+mod inspect;
 mod instance;
 mod layer;
 mod lifecycle;

@@ -1,9 +1,11 @@
 /** `convert`: the words of the command, and what is refused about them before anything is opened. */
 import { type Conversion, runConversion } from '../conversion.js'
 import { type CommandHelp, ROWS } from '../help.js'
+import { library } from '../library.js'
 import { gatePolicy } from '../names.js'
 import { INT64_MAX, integerArgument, readSize, sizeArgument } from '../numbers.js'
 import { asksForHelp, joinLists } from '../options.js'
+import { profileNamed } from '../profile.js'
 import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { Refusal } from '../refusal.js'
@@ -16,7 +18,7 @@ const GRAMMAR = commandGrammar(
   'fOBFolStTmr',
   'quiet=q object: image-opts source-image-opts=image-opts source-format:=f source-cache:=T snapshot:=l sparse-size:=S output-format:=O ' +
     'options:=o output-cache:=t backing:=B backing-format:=F force-share=U target-image-opts salvage target-is-zero bitmaps ' +
-    'skip-broken-bitmaps rate:=r parallel:=m oob-writes=W copy-range-offloading=C',
+    'skip-broken-bitmaps !profile: rate:=r parallel:=m oob-writes=W copy-range-offloading=C',
 )
 
 const HELP: CommandHelp = {
@@ -26,6 +28,7 @@ const HELP: CommandHelp = {
     ['-f, --source-format FMT', 'format of the sources: qcow2 or raw (default: as their first bytes say)'],
     ['-O, --output-format FMT', 'format of the target: qcow2 or raw (default raw)'],
     ['-c', 'compress (qcow2)'],
+    ['--profile NAME', 'make what a destination takes, such as glance, kubevirt or linode'],
     ['-o, --options KEY=VALUE,…', 'options of the target; -o help lists them'],
     ['-B, --backing FILE', 'make the target an overlay of FILE; what FILE has is not copied'],
     ['-F, --backing-format FMT', 'its format'],
@@ -60,6 +63,7 @@ export async function convert(program: Program, words: readonly string[]): Promi
     target: '',
     sourceFormat: undefined,
     targetFormat: 'raw',
+    profile: undefined,
     list: undefined,
     backing: undefined,
     backingFormat: undefined,
@@ -85,6 +89,7 @@ export async function convert(program: Program, words: readonly string[]): Promi
   const operands = readWords(program, words, GRAMMAR, HELP, (id, value) => {
     if (id === 'f') asked.sourceFormat = value
     else if (id === 'O') asked.targetFormat = value
+    else if (id === 'profile') asked.profile = profileNamed(value)
     else if (id === 'o') asked.list = joinLists(asked.list, value)
     else if (id === 'B') asked.backing = value
     else if (id === 'F') asked.backingFormat = value
@@ -108,6 +113,7 @@ export async function convert(program: Program, words: readonly string[]): Promi
     else if (id === 'backing-files') asked.policy = gatePolicy(value)
     flags.add(id)
   })
+  if (asked.profile !== undefined && !flags.has('O')) asked.targetFormat = library().profiles[asked.profile].make.format
   asked.target = operands.at(-1) ?? ''
   asked.sources = operands.slice(0, -1)
   refuseCombinations(asked, flags)
