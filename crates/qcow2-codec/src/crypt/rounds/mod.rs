@@ -179,13 +179,15 @@ mod tests {
 
     #[test]
     fn whatever_the_processor_has_the_rounds_are_the_same() {
-        for count in [0, 1, 2, 1000, 40_000] {
+        // Miri is slow.
+        let longest = if cfg!(miri) { 5 } else { 40_000 };
+        for count in [0, 1, 2, longest] {
             let (mut here, mut anywhere) = ([0xa5; 32], [0xa5; 32]);
             assert!(sha256(b"key", &mut here, count, &|| true));
             assert!(rounds_256(SHA256, b"key", &mut anywhere, count, &|| true));
             assert_eq!(here, anywhere, "{count} rounds");
         }
         let mut out = [1; 32];
-        assert!(!sha256(b"key", &mut out, 40_000, &|| false));
+        assert!(!sha256(b"key", &mut out, 5, &|| false));
     }
 }
