@@ -2,10 +2,10 @@
  * `amend`: the format of an image is changed, and nothing that a guest sees.
  */
 
+import type { AmendOptions, AmendResult } from './amend-types.js'
 import { closeHandle, openChain } from './chain.js'
 import { invalid, Qcow2Error } from './errors.js'
 import { JOB_RULES, type JobControl, startJob } from './job.js'
-import type { AmendOptions, AmendResult } from './job-types.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, flag, integer, oneOf, size, text } from './options.js'
 import { keySlot, withKeySlot } from './secret.js'

@@ -5,6 +5,7 @@
  */
 
 export { amend } from './amend.js'
+export type * from './amend-types.js'
 export { bench } from './bench.js'
 export type { DirtyRange, DiskBitmap, DiskBitmaps, MergeOptions, NewBitmap } from './bitmaps.js'
 export { check } from './check.js'

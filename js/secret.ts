@@ -4,10 +4,10 @@
 
 import * as fs from 'node:fs'
 import { promisify } from 'node:util'
+import type { KeySlotChange } from './amend-types.js'
 import type { EncryptionSpec, KeySlotSpec } from './boundary.js'
 import { fromSystem, invalid, Qcow2Error } from './errors.js'
 import { copyOf, hold } from './holding.js'
-import type { KeySlotChange } from './job-types.js'
 import { checkOptions, flag, integer, oneOf, type Rule, text } from './options.js'
 import { kindOf } from './sizes.js'
 import type { LayerDescription, NewEncryption, Secret } from './types.js'

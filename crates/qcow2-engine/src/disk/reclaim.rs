@@ -168,7 +168,8 @@ impl State {
         } else {
             self.touch_refcounts(unlink.clusters)?;
             for cluster in unlink.clusters.first..unlink.clusters.first + unlink.clusters.count {
-                if !unlink.punch || self.refcount(cluster)? != 1 {
+                // What a hostile image's guest let go of may be a table of ours.
+                if !unlink.punch || self.is_table(cluster) || self.refcount(cluster)? != 1 {
                     continue;
                 }
                 match holes.last_mut() {
@@ -187,9 +188,22 @@ impl State {
         Ok(Some((unlink, holes)))
     }
 
+    /// Whether a cluster is one of the image's own structures, whatever a hostile entry makes of it.
+    fn is_table(&mut self, cluster: u64) -> bool {
+        self.guard.has(cluster) || self.is_active_l2(self.offset_of(cluster))
+    }
+
     fn lower(&mut self, clusters: Clusters, tables: bool) -> Step<()> {
         self.touch_refcounts(clusters)?;
         for cluster in clusters.first..clusters.first + clusters.count {
+            let ours = if tables {
+                self.guard.has(cluster)
+            } else {
+                self.is_table(cluster)
+            };
+            if ours {
+                continue;
+            }
             let count = self.refcount(cluster)?;
             // None left: somebody else's mistake, which a check reports. There is nothing to take away.
             let Some(count) = count.checked_sub(1) else { continue };
