@@ -13,6 +13,7 @@ const CRATES = {
   'qcow2-node': ['qcow2-engine', 'qcow2-nbd', 'qcow2-format'],
   // Tests of the engine; nothing uses it.
   'qcow2-sim': ['qcow2-engine', 'qcow2-format'],
+  'qcow2-fuzz': ['qcow2-engine', 'qcow2-format'],
 }
 
 /** Beyond about 400 lines a file holds two ideas. The slack is for one that is about to be split. */
