@@ -88,6 +88,7 @@ const ENTRIES = {
   memoryTruncate: async () => ({ words: [native.memoryCreate(bytes), 5] }),
   memoryClose: async () => ({ words: [native.memoryCreate(bytes)] }),
   probeFormat: async () => ({ words: [{ path: await image() }] }),
+  inspectHead: async () => ({ words: [{ path: await image() }] }),
   openLayer: async () => ({ words: [{ path: await image() }, layerSpec] }),
   unlockLayer: async () => {
     const path = await image({
