@@ -81,6 +81,14 @@ export declare function bitmapMergeFrom(id: CallId, disk: Handle, target: string
 /** Removes a bitmap. */
 export declare function bitmapRemove(id: CallId, disk: Handle, name: string): void
 
+/** See [`BootSector`]. */
+export interface BootSectorFacts {
+  /** The begin of a FAT file system. */
+  fat: boolean
+  /** Why its table of partitions is none. */
+  fault?: string
+}
+
 /** A call's number, chosen by JavaScript, unique while the call is open. */
 export type CallId = number
 
@@ -438,6 +446,8 @@ export interface HeaderFacts {
   backingOffset: bigint
   /** Incompatible features. */
   incompatible: bigint
+  /** What stands at byte 72, in any version. */
+  at72: bigint
   /** All features that are set. */
   features: Array<FeatureFacts>
 }
@@ -450,6 +460,12 @@ export interface HeadFacts {
   length: bigint
   /** The fixed fields of a qcow2 header, as they stand there. */
   header?: HeaderFacts
+  /** The first sector, if it is signed as a boot sector. */
+  bootSector?: BootSectorFacts
+  /** It is a VHD by its last sector alone. */
+  fixedVhd: boolean
+  /** The descriptor of a VMDK. */
+  vmdk?: VmdkFacts
 }
 
 /**
@@ -968,6 +984,20 @@ export interface VerifySpec {
   end?: bigint
   /** Most ranges that are listed. */
   maxRanges: number
+}
+
+/** See [`Vmdk`]. */
+export interface VmdkFacts {
+  /** How the disk is stored. */
+  createType?: string
+  /** The lines that name files. */
+  extents: Array<string>
+  /** What is wrong. */
+  fault?: string
+  /** The file ends before its descriptor does. */
+  cut: boolean
+  /** The last bytes of the file decide, too. */
+  inFooter: boolean
 }
 
 /** Writes `length` bytes from `offset` of `source` on to a guest offset, given as two 32-bit halves. Completes with `length`. */

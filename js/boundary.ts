@@ -44,6 +44,18 @@ export interface HeadFacts {
   formats: string[]
   length: bigint
   header?: HeaderFacts
+  bootSector?: { fat: boolean; fault?: string }
+  fixedVhd: boolean
+  vmdk?: VmdkFacts
+}
+
+/** The descriptor of a VMDK, as it stands there. */
+export interface VmdkFacts {
+  createType?: string
+  extents: string[]
+  fault?: string
+  cut: boolean
+  inFooter: boolean
 }
 
 /** The fixed fields of a qcow2 header, as they stand there. */
@@ -51,6 +63,8 @@ export interface HeaderFacts {
   version: number
   backingOffset: bigint
   incompatible: bigint
+  /** What stands at byte 72, in any version. */
+  at72: bigint
   features: { kind: 'incompatible' | 'compatible' | 'autoclear'; bit: number; name?: string }[]
 }
 

@@ -70,6 +70,8 @@ export interface InspectFacts {
   backingFormat?: string
   /** Named, and not opened. */
   dataFile?: string
+  /** Of a VMDK: the lines of its descriptor that say where data is, in small letters. */
+  extents?: string[]
   encryption?: 'aes' | 'luks'
   cipher?: string
   compressionType?: string

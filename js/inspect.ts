@@ -41,7 +41,7 @@ const RULES = {
 }
 
 /** What a disk may hold and still be a raw disk. */
-const CONTENTS = new Set(['mbr', 'gpt', 'iso', 'squashfs'])
+const CONTENTS = new Set(['mbr', 'gpt', 'iso', 'udf', 'squashfs'])
 
 /** Tables that begin behind what was read, or pass its end. */
 const CUT = /_(TRUNCATED|LUKS_HEADER|LUKS_KEY_SLOT)$/
@@ -137,6 +137,11 @@ class Found {
   looks(): void {
     if (this.several) this.add('error', 'SEVERAL_FORMATS', `the file looks like several formats: ${this.head.formats.join(', ')}`)
     if (this.format === 'raw' && this.complete) this.raw()
+    const { vmdk } = this.head
+    if (vmdk === undefined || vmdk === null) return
+    this.facts.extents = vmdk.extents
+    if (vmdk.extents.length > 0)
+      this.add('warning', 'NAMES_EXTENTS', `it names where its data is: ${vmdk.extents.slice(0, 3).map(printable).join('; ')}`)
   }
 
   raw(): void {
@@ -161,8 +166,8 @@ class Found {
   }
 
   evidence(): Evidence {
-    const { format, several, head, facts } = this
-    return { format, several, header: head.header ?? undefined, headerBytes: Number(head.length), facts }
+    const { format, facts, head } = this
+    return { format, facts, head }
   }
 }
 

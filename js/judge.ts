@@ -2,55 +2,74 @@
  * What the predicates of profiles mean.
  */
 
-import type { HeaderFacts } from './boundary.js'
+import type { HeadFacts } from './boundary.js'
 import type { InspectFacts, InspectFinding } from './inspect-types.js'
-import { PROFILES, type Predicate, type Rule } from './profiles.js'
+import type { Predicate, Rule } from './profile-types.js'
+import { PROFILES } from './profiles.js'
 
 /** What rules are asked about. */
 export interface Evidence {
+  /** The one format that it has, or `several`. */
   format: string
-  /** It looks like more than one format. */
-  several: boolean
-  header: HeaderFacts | undefined
-  /** Bytes of the header that were there. */
-  headerBytes: number
   facts: InspectFacts
+  /** What its bytes say. */
+  head: HeadFacts
 }
 
 /** `undefined`: it does not apply. `'unsure'`: it could not be found out. */
 type Answer = boolean | 'unsure' | undefined
-
-/** oslo's inspector keeps so many bytes of a header, and says nothing of fewer. */
-const WHOLE_HEADER = 512
 
 /** Above the bits of {@link Predicate} `noIncompatibleAbove`. */
 const above = (bits: bigint, bit: number): boolean => bits >> BigInt(bit + 1) !== 0n
 
 const known = <T>(value: T | undefined, judge: (value: T) => boolean): Answer => (value === undefined ? 'unsure' : judge(value))
 
-function answer(must: Predicate, { format, several, header, headerBytes, facts }: Evidence): Answer {
-  // A version that nobody knows has no features that could be read.
-  const incompatible = header === undefined ? undefined : header.incompatible
+/** By which marks it is known: those of a part of it do not count. */
+function isMarked(name: string, { formats, bootSector, fixedVhd, vmdk }: HeadFacts): boolean {
+  if (name === 'boot sector') return present(bootSector) && !bootSector.fat
+  if (name === 'vhd' && fixedVhd) return false
+  if (name === 'vmdk') return present(vmdk)
+  return formats.includes(name)
+}
+
+const present = <T>(value: T | undefined | null): value is T => value !== undefined && value !== null
+
+function answer(must: Predicate, { format, facts, head }: Evidence): Answer {
+  const { bootSector, vmdk } = head
+  const header = head.header ?? undefined
   const size = facts.virtualSize === undefined ? undefined : BigInt(facts.virtualSize)
   const qcow2 = format === 'qcow2' || header !== undefined
   switch (must.is) {
     case 'formatIn':
-      return must.unsure?.includes(format) === true ? 'unsure' : must.formats.includes(format)
-    case 'oneFormat':
-      return !several
+      return must.formats.includes(format)
+    case 'formatNotIn':
+      return !must.formats.some((name) => head.formats.includes(name))
+    case 'atMostOneMark':
+      return Object.entries(must.marks).filter(([name, bytes]) => head.length >= BigInt(bytes) && isMarked(name, head)).length <= 1
     case 'noBackingFile':
       return header === undefined ? undefined : header.backingOffset === 0n
     case 'backingNameIsPlain':
       if (header === undefined || header.backingOffset === 0n) return undefined
       return known(facts.backingFile, (name) => !/^(\/|[^/]*:)/.test(name))
     case 'noDataFile':
-      return incompatible === undefined ? undefined : (incompatible & 4n) === 0n
+      return header === undefined ? undefined : (header.at72 & 4n) === 0n
     case 'noIncompatibleAbove':
-      return incompatible === undefined ? undefined : !above(incompatible, must.bit)
+      return header === undefined ? undefined : !above(header.incompatible, must.bit)
     case 'versionIn':
       return header === undefined ? undefined : must.versions.includes(header.version)
-    case 'headerIsWhole':
-      return qcow2 ? headerBytes >= WHOLE_HEADER : undefined
+    case 'headIsWhole': {
+      const bytes = Math.max(0, ...Object.entries(must.bytes).map(([name, bytes]) => (isMarked(name, head) ? bytes : 0)))
+      return head.length >= BigInt(bytes) || (facts.complete ? false : 'unsure')
+    }
+    case 'partitionsAreSound':
+      return isMarked('boot sector', head) ? !present(bootSector?.fault) : undefined
+    case 'descriptorIsSound':
+      if (!present(vmdk)) return undefined
+      return !facts.complete && (vmdk.cut || vmdk.inFooter) ? 'unsure' : !present(vmdk.fault)
+    case 'createTypeIn':
+      return present(vmdk) && !present(vmdk.fault) ? must.types.includes(vmdk.createType ?? '') : undefined
+    case 'extentsArePlain':
+      return present(vmdk) && !present(vmdk.fault) ? vmdk.extents.length > 0 && !vmdk.extents.some((line) => line.includes('/')) : undefined
     case 'virtualSizeBelow':
       return known(size, (bytes) => bytes < BigInt(must.bytes))
     case 'virtualSizeMultipleOf':

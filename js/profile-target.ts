@@ -4,7 +4,8 @@
 
 import { invalid, Qcow2Error } from './errors.js'
 import type { ProfileName } from './inspect-types.js'
-import { PROFILES, type Predicate, type Rule } from './profiles.js'
+import type { Predicate, Rule } from './profile-types.js'
+import { PROFILES } from './profiles.js'
 
 /** The options of a target that rules speak of. */
 interface Wished {

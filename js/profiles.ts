@@ -5,45 +5,7 @@
  */
 
 import type { ProfileName } from './inspect-types.js'
-
-/** What can be asked of an image. */
-export type Predicate =
-  /** `unsure`: the destination looks further into these, and this does not. */
-  | { is: 'formatIn'; formats: readonly string[]; unsure?: readonly string[] }
-  | { is: 'oneFormat' }
-  | { is: 'noBackingFile' }
-  | { is: 'backingNameIsPlain' }
-  | { is: 'noDataFile' }
-  | { is: 'noIncompatibleAbove'; bit: number }
-  | { is: 'versionIn'; versions: readonly number[] }
-  | { is: 'headerIsWhole' }
-  | { is: 'virtualSizeBelow'; bytes: number }
-  | { is: 'fileSizeAtMost'; bytes: number }
-  | { is: 'virtualSizeMultipleOf'; bytes: number }
-  | { is: 'notCompressed' }
-  | { is: 'notEncrypted' }
-  | { is: 'clusterSizeAtLeast'; bytes: number }
-
-/** One rule. It says nothing of files to which its predicate does not apply, such as that of clusters of a raw file. */
-export interface Rule {
-  code: string
-  must: Predicate
-  /** `warning`: not confirmed. */
-  severity: 'error' | 'warning'
-  message: string
-  source: string
-  mend?: string
-}
-
-/** A destination. */
-export interface Profile {
-  summary: string
-  rules: readonly Rule[]
-  /** What `convert` makes for it. */
-  make: { format: 'qcow2' | 'raw'; gzip?: true; compat?: '1.1'; clusterSize?: number; plain?: true }
-  /** What whoever uploads needs to know besides. `{required}`: bytes that it takes as qcow2; `{gibibytes}`: of the disk, rounded up. */
-  notes?: readonly { code: string; message: string; source: string }[]
-}
+import type { Profile, Rule } from './profile-types.js'
 
 const GB = 1e9
 
@@ -64,24 +26,59 @@ export const PROFILES: Readonly<Record<ProfileName, Profile>> = {
     rules: [
       {
         code: 'GLANCE_SEVERAL_FORMATS',
-        must: { is: 'oneFormat' },
+        must: {
+          is: 'atMostOneMark',
+          marks: {
+            ...{ qcow2: 512, qcow: 512, vdi: 512, vhd: 8, vhdx: 8, qed: 512, vmdk: 4, luks: 6, iso: 34 << 10, udf: 34 << 10 },
+            'boot sector': 512,
+          },
+        },
         severity: 'error',
-        message: 'glance refuses a file that looks like several formats',
+        message: 'glance refuses a file in which it sees several formats',
         source: GLANCE,
         mend: 'converting makes a file of one format',
       },
       {
         code: 'GLANCE_FORMAT',
-        must: { is: 'formatIn', formats: ['raw', 'qcow2', 'vdi', 'vhd', 'vhdx', 'luks'], unsure: ['vmdk'] },
+        must: { is: 'formatNotIn', formats: ['qed'] },
         severity: 'error',
-        message: 'glance takes raw, qcow2, VDI, VHD, VHDX, LUKS and ISO, and VMDK of some kinds',
+        message: 'glance refuses QED',
         source: GLANCE,
       },
       {
         code: 'GLANCE_HEADER',
-        must: { is: 'headerIsWhole' },
+        must: { is: 'headIsWhole', bytes: { qcow2: 512, qcow: 512, vhd: 512, vhdx: 256 << 10, vmdk: 64, luks: 592 } },
         severity: 'error',
         message: 'glance cannot check an incomplete header',
+        source: GLANCE,
+      },
+      {
+        code: 'GLANCE_PARTITIONS',
+        must: { is: 'partitionsAreSound' },
+        severity: 'error',
+        message:
+          'glance refuses a boot sector (AA55h at byte 510, not of FAT) without partitions, or with a GPT whose protective entry is not alone at sector 1',
+        source: GLANCE,
+      },
+      {
+        code: 'GLANCE_VMDK_DESCRIPTOR',
+        must: { is: 'descriptorIsSound' },
+        severity: 'error',
+        message: 'glance refuses a VMDK whose descriptor it does not understand',
+        source: GLANCE,
+      },
+      {
+        code: 'GLANCE_VMDK_TYPE',
+        must: { is: 'createTypeIn', types: ['monolithicsparse', 'streamoptimized'] },
+        severity: 'error',
+        message: 'glance takes VMDK of the types monolithicSparse and streamOptimized',
+        source: GLANCE,
+      },
+      {
+        code: 'GLANCE_VMDK_EXTENTS',
+        must: { is: 'extentsArePlain' },
+        severity: 'error',
+        message: 'glance refuses a VMDK without extents, or with one that names a path',
         source: GLANCE,
       },
       {

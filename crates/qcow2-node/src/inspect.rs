@@ -5,7 +5,7 @@ use napi::bindgen_prelude::BigInt;
 use qcow2_engine::Error;
 use qcow2_format::HostOffset;
 use qcow2_format::features::NAMES;
-use qcow2_format::foreign::{HEAD, RawHeader, TAIL, recognise};
+use qcow2_format::foreign::{BootSector, Descriptor, HEAD, RawHeader, TAIL, Vmdk, is_fixed_vhd, recognise};
 
 use crate::call::accept;
 use crate::outbox::{CallId, Outcome};
@@ -21,6 +21,36 @@ pub struct HeadFacts {
     pub length: BigInt,
     /// The fixed fields of a qcow2 header, as they stand there.
     pub header: Option<HeaderFacts>,
+    /// The first sector, if it is signed as a boot sector.
+    pub boot_sector: Option<BootSectorFacts>,
+    /// It is a VHD by its last sector alone.
+    pub fixed_vhd: bool,
+    /// The descriptor of a VMDK.
+    pub vmdk: Option<VmdkFacts>,
+}
+
+/// See [`BootSector`].
+#[napi(object, object_from_js = false)]
+pub struct BootSectorFacts {
+    /// The begin of a FAT file system.
+    pub fat: bool,
+    /// Why its table of partitions is none.
+    pub fault: Option<String>,
+}
+
+/// See [`Vmdk`].
+#[napi(object, object_from_js = false)]
+pub struct VmdkFacts {
+    /// How the disk is stored.
+    pub create_type: Option<String>,
+    /// The lines that name files.
+    pub extents: Vec<String>,
+    /// What is wrong.
+    pub fault: Option<String>,
+    /// The file ends before its descriptor does.
+    pub cut: bool,
+    /// The last bytes of the file decide, too.
+    pub in_footer: bool,
 }
 
 /// See [`RawHeader`].
@@ -32,6 +62,8 @@ pub struct HeaderFacts {
     pub backing_offset: BigInt,
     /// Incompatible features.
     pub incompatible: BigInt,
+    /// What stands at byte 72, in any version.
+    pub at_72: BigInt,
     /// All features that are set.
     pub features: Vec<FeatureFacts>,
 }
@@ -67,12 +99,33 @@ pub fn inspect_head(env: Env, id: CallId, source: SourceSpec) -> napi::Result<()
             let tail = read(length.saturating_sub(TAIL as u64), TAIL)?;
             let formats = recognise(&head, &tail).into_iter().map(str::to_owned).collect();
             let header = RawHeader::read(&head);
+            let by_footer = is_fixed_vhd(&tail) && !recognise(&head, &[]).contains(&"vhd");
+            let vmdk = match Descriptor::find(&head) {
+                None => None,
+                Some(Err(fault)) => Some((Vmdk::faulty(fault), false)),
+                Some(Ok(place)) => {
+                    let bytes = read(place.offset, place.length)?;
+                    Some((Vmdk::read(&place, &bytes, &head, &tail), place.in_footer))
+                }
+            };
             drop(storage);
             Outcome::value(move |_, _, values| {
                 values.add(HeadFacts {
                     formats,
                     length: length.into(),
                     header: header.map(|header| HeaderFacts::of(&header)),
+                    boot_sector: BootSector::read(&head).map(|sector| BootSectorFacts {
+                        fat: sector.fat,
+                        fault: sector.fault.map(str::to_owned),
+                    }),
+                    fixed_vhd: by_footer,
+                    vmdk: vmdk.map(|(found, in_footer)| VmdkFacts {
+                        create_type: found.create_type,
+                        extents: found.extents,
+                        fault: found.fault.map(str::to_owned),
+                        cut: found.cut,
+                        in_footer,
+                    }),
                 })
             })
         })
@@ -102,6 +155,7 @@ impl HeaderFacts {
             version: header.version,
             backing_offset: header.backing_offset.into(),
             incompatible: header.incompatible.into(),
+            at_72: header.at_72.into(),
             features: set.collect(),
         }
     }

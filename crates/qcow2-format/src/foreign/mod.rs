@@ -5,10 +5,18 @@
 use crate::bytes::{be32, be64};
 use crate::{header, luks};
 
+mod boot;
+mod vmdk;
+
+pub use boot::BootSector;
+pub use vmdk::{Descriptor, Vmdk};
+
 /// Bytes from the begin of a file in which all marks stand, but for one.
-pub const HEAD: usize = 32_768 + 6;
-/// Bytes at the end of a file: the footer of a VHD.
-pub const TAIL: usize = 512;
+pub const HEAD: usize = 34 << 10;
+/// Bytes at the end of a file: the footers of a VHD and of a VMDK.
+pub const TAIL: usize = 1536;
+/// Of those, the footer of a VHD.
+const VHD_FOOTER: usize = 512;
 
 /// A mark: the name of a format, where it stands, and its bytes.
 type Mark = (&'static str, usize, &'static [u8]);
@@ -26,6 +34,8 @@ const MARKS: &[Mark] = &[
     ("luks", 0, &luks::MAGIC),
     ("vma", 0, b"VMA\0"),
     ("iso", 32_769, b"CD001"),
+    ("udf", 32_769, b"NSR02"),
+    ("udf", 32_769, b"NSR03"),
     ("gpt", 512, b"EFI PART"),
     ("gpt", 4096, b"EFI PART"),
     ("tar", 257, b"ustar"),
@@ -53,21 +63,22 @@ pub fn recognise(head: &[u8], tail: &[u8]) -> Vec<&'static str> {
             add(name);
         }
     }
-    if tail.starts_with(b"conectix") {
+    if vmdk::is_text(head) {
+        add("vmdk");
+    }
+    if is_fixed_vhd(tail) {
         add("vhd");
     }
-    if is_mbr(head) {
+    if BootSector::read(head).is_some_and(|sector| sector.has_partitions()) {
         add("mbr");
     }
     found
 }
 
-/// A boot sector with partitions: the signature alone stands in file systems, too.
-fn is_mbr(head: &[u8]) -> bool {
-    let entries = head.get(446..510).unwrap_or_default().chunks_exact(16);
-    let signed = head.get(510..512) == Some(&[0x55, 0xaa]);
-    let states = entries.clone().all(|entry| matches!(entry.first(), Some(0 | 0x80)));
-    signed && states && entries.clone().any(|entry| entry.get(4).is_some_and(|kind| *kind != 0))
+/// Whether the last bytes of a file, up to [`TAIL`] of them, end in the footer of a VHD: the only mark of one whose disk has a fixed size.
+pub fn is_fixed_vhd(tail: &[u8]) -> bool {
+    let footer = tail.len().checked_sub(VHD_FOOTER).and_then(|at| tail.get(at..));
+    footer.is_some_and(|footer| footer.starts_with(b"conectix"))
 }
 
 /// What the fixed fields of a qcow2 header say, whether or not they make sense.
@@ -83,6 +94,8 @@ pub struct RawHeader {
     pub compatible: u64,
     /// Autoclear features.
     pub autoclear: u64,
+    /// What stands at byte 72: incompatible features from version 3 on, an extension before that.
+    pub at_72: u64,
 }
 
 impl RawHeader {
@@ -96,6 +109,7 @@ impl RawHeader {
             incompatible: feature(72),
             compatible: feature(80),
             autoclear: feature(88),
+            at_72: be64(head, 72).unwrap_or(0),
         })
     }
 }
@@ -115,15 +129,16 @@ mod tests {
             assert!(recognise(&bytes[..bytes.len() - 1], &[]).is_empty());
         }
         let mut tail = [0; TAIL];
-        tail[..8].copy_from_slice(b"conectix");
+        tail[1024..1032].copy_from_slice(b"conectix");
         assert_eq!(recognise(&[0; 512], &tail), ["vhd"]);
+        assert!(recognise(&[0; 512], &tail[..1535]).is_empty());
     }
 
     #[test]
     fn a_file_of_several_formats_is_all_of_them() {
         let mut head = vec![0; HEAD];
         head[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-        head[32_769..].copy_from_slice(b"CD001");
+        head[32_769..32_774].copy_from_slice(b"CD001");
         head[510..512].copy_from_slice(&[0x55, 0xaa]);
         assert_eq!(recognise(&head, &[]), ["qcow2", "iso"], "a signature is no partition");
         head[450] = 0x83;
