@@ -195,6 +195,8 @@ const LINES: string[][] = [
   ['map', '--object', 'secret,id=s,file=key', '--image-opts', open1('a.q')],
   ['map', ...O, '--image-opts', 'driver=qcow2,encrypt.key-secret=nope,file.filename=a.q'],
   ['map', ...O, '--image-opts', open1('aes.q', ',encrypt.format=aes')],
+  ['map', ...O, '--image-opts', open1('a.q', ',encrypt.format=aes')],
+  ['map', ...O, '--image-opts', open1('aes.q', ',encrypt.format=nothing')],
   ['check', ...O, '--image-opts', open1('a.q')],
   ['compare', ...O, '--image-opts', open1('a.q'), open1('a.q')],
   ['compare', ...O, '--image-opts', open1('a.q'), open1('aes.q')],

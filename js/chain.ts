@@ -136,7 +136,8 @@ async function openOne(step: Step, layers: OpenedLayer[], settings: Settings): P
   refuseLoop(layers)
   refuseNamesOfProbed(facts, description, settings)
   if (facts.needsDataFile === true) await attachDataFile(layers, description, step.writable, settings)
-  if (facts.encryption && settings.secret !== undefined) await unlock(facts, description, settings.secret, settings)
+  if (facts.encryption && settings.secret !== undefined)
+    await unlock(facts, { ...description, encryption: facts.encryption }, settings.secret, settings)
   return { facts, description }
 }
 

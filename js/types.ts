@@ -50,6 +50,8 @@ export interface LayerDescription {
   format: Format
   /** Path of the layer's file; absent for memory. */
   path?: string
+  /** How its guest data is encrypted; absent where it is not. */
+  encryption?: 'aes' | 'luks'
 }
 
 /**

@@ -163,8 +163,7 @@ function keysOf(encrypt: Node[string] | undefined, depth: number): KeyName[] {
   const { format, 'key-secret': id, ...others } = encrypt
   const [unexpected] = Object.keys(others)
   if (unexpected !== undefined) throw new DescriptionFault(`Parameter 'encrypt.${unexpected}' is unexpected`)
-  if (format !== undefined && format !== 'luks' && format !== 'aes')
-    throw new DescriptionFault(`Parameter 'encrypt.format' does not accept value '${format}'`)
+  if (format !== undefined && typeof format !== 'string') throw new DescriptionFault("Parameter 'encrypt.format' expects a string")
   if (typeof id !== 'string') throw new DescriptionFault("Parameter 'encrypt.key-secret' is required for cipher")
   return [{ depth, id, ...(format === undefined ? {} : { format }) }]
 }

@@ -82,6 +82,8 @@ export function keyOptions(): Pick<OpenOptions, 'secret' | 'legacy'> {
 
 function keyOf(layer?: LayerDescription): Uint8Array | undefined {
   const key = layer === undefined ? undefined : (keys.get(layer.depth === 0 ? (layer.path ?? '') : layer.depth) ?? undefined)
+  if (key?.format !== undefined && layer?.encryption !== undefined && key.format !== layer.encryption)
+    throw new KeyFault(key.depth, `Header reported '${layer.encryption}' encryption format but options specify '${key.format}'`)
   if (key !== undefined && !secrets.has(key.id)) throw new KeyFault(key.depth, `No secret with id '${key.id}'`)
   if (key !== undefined) return secretBytes(key.id)
   return passphrase?.()
