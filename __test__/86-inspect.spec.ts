@@ -4,7 +4,7 @@ import { mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:f
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import test from 'ava'
-import { convert, create, type InspectResult, inspect, open, type ProfileName, profiles } from '../js/index.js'
+import { convert, create, type InspectResult, inspect, open, type ProfileName, printable, profiles } from '../js/index.js'
 import { answer } from './support/cli.js'
 import { failure } from './support/fixtures.js'
 import { hostileCases, IMAGE } from './support/hostile-cases.js'
@@ -292,4 +292,8 @@ test('docs/inspect.md has every rule with its source, and no other', (t) => {
     t.true(page.includes(`### ${name}`), name)
     for (const { source } of rules) t.true(page.includes(source), source)
   }
+})
+
+test('names of an image are shown without what speaks to a terminal', (t) => {
+  t.is(printable('a\u001b[2Jb\nc\u202ed\u2028e\u007f ä\u{1f4be}'), 'a\\u{1b}[2Jb\\u{a}c\\u{202e}d\\u{2028}e\\u{7f} ä\u{1f4be}')
 })

@@ -9,6 +9,7 @@ import { promisify } from 'node:util'
 import type { Identity } from './boundary.js'
 import { fromSystem, invalid, Qcow2Error } from './errors.js'
 import { oneOf, type Rule, text } from './options.js'
+import { printable } from './printable.js'
 import { kindOf } from './sizes.js'
 import type { BackingFiles, Format, GateAnswer, LayerDescription, NamedFile } from './types.js'
 
@@ -166,9 +167,4 @@ export function nameOf({ path, depth }: LayerDescription): string {
 /** The `path` field of an error about a layer. */
 export function pathOf({ path }: LayerDescription): { path?: string } {
   return path === undefined ? {} : { path }
-}
-
-/** A name of an image as a message may show it: control characters could speak to a terminal. */
-export function printable(name: string): string {
-  return name.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, (character) => `\\u{${(character.codePointAt(0) ?? 0).toString(16)}}`)
 }

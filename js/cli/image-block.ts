@@ -3,9 +3,8 @@ import type { NamedImage } from './commands/info.js'
 import { humanSize } from './human.js'
 import { fileLength, formatSpecific } from './image-json.js'
 import { inHashOrder, type JsonObject, type JsonValue } from './json.js'
-import type { ImageInfo } from './library.js'
+import { type ImageInfo, library } from './library.js'
 import { snapshotTable } from './snapshot-table.js'
-import { visible } from './visible.js'
 
 /** The block of one image. */
 export function imageBlock({ name, facts }: NamedImage): string {
@@ -41,7 +40,7 @@ function backing({ backingFile, fullBackingFile, backingFormat }: ImageInfo): st
   const actual = fullBackingFile === undefined ? ' (cannot determine actual path)' : ` (actual path: ${fullBackingFile})`
   const lines = [`backing file: ${backingFile}${fullBackingFile === backingFile ? '' : actual}`]
   if (backingFormat !== undefined) lines.push(`backing file format: ${backingFormat}`)
-  return lines.map(visible)
+  return lines.map((line) => library().printable(line))
 }
 
 /** A tree of values, a level deeper for each nesting; the keys are those of the JSON with spaces. */
@@ -52,6 +51,6 @@ function rows(value: JsonObject | JsonValue[], indent: string): string[] {
   return entries.flatMap(([key, item]) =>
     typeof item === 'object'
       ? [`${indent}${key}:`, ...rows(item, `${indent}    `)]
-      : [`${indent}${key}: ${typeof item === 'string' ? visible(item) : item}`],
+      : [`${indent}${key}: ${typeof item === 'string' ? library().printable(item) : item}`],
   )
 }

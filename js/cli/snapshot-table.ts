@@ -1,15 +1,22 @@
 /** The table of internal snapshots that `info` and `snapshot -l` print. */
 import { clock, humanSize, localTime } from './human.js'
-import type { SnapshotInfo } from './library.js'
-import { visible } from './visible.js'
+import { library, type SnapshotInfo } from './library.js'
 
 /** The table with its heading; nothing if there are no snapshots. */
 export function snapshotTable(snapshots: readonly SnapshotInfo[]): string {
   if (snapshots.length === 0) return ''
+  const { printable } = library()
   const lines = [row(['ID', 'TAG', 'VM_SIZE', 'DATE', 'VM_CLOCK', 'ICOUNT'])]
   for (const { id, name, vmStateSize, dateSec, vmClockNsec, icount } of snapshots) {
     lines.push(
-      row([visible(id), visible(name), humanSize(vmStateSize), localTime(dateSec), clock(vmClockNsec), icount === undefined ? '--' : String(icount)]),
+      row([
+        printable(id),
+        printable(name),
+        humanSize(vmStateSize),
+        localTime(dateSec),
+        clock(vmClockNsec),
+        icount === undefined ? '--' : String(icount),
+      ]),
     )
   }
   return `Snapshot list:\n${lines.join('')}`

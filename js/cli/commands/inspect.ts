@@ -6,7 +6,6 @@ import { imageName, refuseSpecial } from '../names.js'
 import { profileNamed } from '../profile.js'
 import type { Program } from '../program.js'
 import { Refusal } from '../refusal.js'
-import { visible } from '../visible.js'
 import { Done, oneFile, outputForm, plainGrammar, readWords } from '../words.js'
 
 const GRAMMAR = plainGrammar('q', 'P', 'profile:=P output: quiet=q')
@@ -72,6 +71,7 @@ async function examine({ signal }: Program, file: string, profile: ProfileName |
 }
 
 function humanText({ name }: Program, file: string, { verdict, profile, format, formats, facts, findings }: InspectResult): string {
+  const { printable } = library()
   const size = (bytes: number | bigint | undefined) => (bytes === undefined ? undefined : `${bytes} bytes`)
   const rows: [string, string | undefined][] = [
     ['format', format === formats[0] || formats.length === 0 ? format : `${format} (${formats.join(', ')})`],
@@ -86,14 +86,14 @@ function humanText({ name }: Program, file: string, { verdict, profile, format, 
     ['bitmaps', facts.bitmaps.length === 0 ? undefined : String(facts.bitmaps.length)],
     ['estimated size', size(facts.estimatedSize?.qcow2 ?? facts.estimatedSize?.raw)],
   ]
-  const lines = rows.flatMap(([name, value]) => (value === undefined ? [] : [`${name}: ${visible(value)}`]))
+  const lines = rows.flatMap(([name, value]) => (value === undefined ? [] : [`${name}: ${printable(value)}`]))
   for (const { severity, code, message, source, mend, place } of findings) {
     const where = [place?.table, place?.offset === undefined ? undefined : `offset ${place.offset}`].filter((part) => part !== undefined).join(', ')
-    lines.push(`${severity}: ${code}: ${visible(message)}${where === '' ? '' : ` [${where}]`}${source === undefined ? '' : ` (${source})`}`)
-    if (mend !== undefined) lines.push(`  ${mend}${profile === undefined ? '' : `: ${name} convert --profile ${profile} ${visible(file)} TARGET`}`)
+    lines.push(`${severity}: ${code}: ${printable(message)}${where === '' ? '' : ` [${where}]`}${source === undefined ? '' : ` (${source})`}`)
+    if (mend !== undefined) lines.push(`  ${mend}${profile === undefined ? '' : `: ${name} convert --profile ${profile} ${printable(file)} TARGET`}`)
   }
   const words = { acceptable: 'acceptable', refused: 'refused', unknown: 'could not tell' }
-  return `${lines.join('\n')}\n${visible(file)}: ${words[verdict]}${profile === undefined ? '' : ` for ${profile}`}\n`
+  return `${lines.join('\n')}\n${printable(file)}: ${words[verdict]}${profile === undefined ? '' : ` for ${profile}`}\n`
 }
 
 function jsonOf(file: string, { facts, findings, ...rest }: InspectResult): JsonObject {
