@@ -72,7 +72,7 @@ export function inspect(source: Source | ByteStream, options?: InspectOptions): 
       const head = await call<HeadFacts>((addon, id) => addon.inspectHead(id, located.spec), { signal })
       const found = new Found(head, complete)
       found.looks()
-      await examine(found, located, limits, profile === undefined ? undefined : profile, signal)
+      await examine(found, located, limits, profile, signal)
       if (profile !== undefined) found.findings.push(...judge(profile, found.evidence()))
       return withoutAbsent({
         verdict: verdictOf(found.findings),
