@@ -185,6 +185,17 @@ const LINES: string[][] = [
   ['create', ...O, '-f', 'qcow2', '-o', `${LUKS},encrypt.hash-alg=foo`, 'x.q', '4M'],
   ['create', ...O, '-f', 'qcow2', '-o', 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=0', 'x.q', '4M'],
   ['create', '-f', 'qcow2', '-o', 'encrypt.format=luks', 'x.q', '4M'],
+  // A password that is no text, which QEMU could never be given again.
+  ...['qcow2', 'luks'].flatMap((format) => {
+    const encrypt = format === 'luks' ? '' : 'encrypt.'
+    const options = ['-o', `${format === 'luks' ? '' : 'encrypt.format=luks,'}${encrypt}key-secret=s,${encrypt}iter-time=10`]
+    return ['data=AAEC,format=base64', 'data=gP+A,format=base64'].flatMap((data) => [
+      ['create', '--object', `secret,id=s,${data}`, '-f', format, ...options, 'x.q', '4M'],
+      ['convert', '--object', `secret,id=s,${data}`, '-O', format, ...options, 'key', 'x.q'],
+    ])
+  }),
+  ['convert', '-O', 'qcow2', '-o', LUKS, 'key', 'x.q'],
+  ['measure', '-O', 'qcow2', '-o', LUKS, '--size', '1G'],
   ['info', 'a.q'],
   ['info', '--output=json', 'a.q'],
   ['info', 'aes.q'],

@@ -6,7 +6,7 @@ import type { CreateOptions, Format, NewEncryption } from './library.js'
 import { type CreateValues, isOn } from './options.js'
 import { type Program, warn } from './program.js'
 import { Refusal } from './refusal.js'
-import { hasPassphrase, passphraseBytes, secretBytes } from './secrets.js'
+import { hasPassphrase, newSecretBytes, passphraseBytes } from './secrets.js'
 
 const SINCE_V3 = 'with compatibility level 1.1 and above (use version=v3 or greater)'
 
@@ -17,6 +17,13 @@ export function checkCreateValues(format: Format, values: CreateValues): void {
       ? (enumFault(values) ?? shapeFault(values) ?? featureFault(values) ?? encryptionFault(values))
       : (rawFault(values) ?? containerFault(format, values))
   if (fault !== undefined) throw new Refusal(fault)
+  checkSecret(sealedValues(format, values))
+}
+
+/** Refuses a secret that is not there, or that no key slot can have, before anything is made. */
+export function checkSecret(values: CreateValues): void {
+  const id = values.get('encrypt.key-secret')
+  if (id !== undefined) newSecretBytes(id)
 }
 
 function rawFault(values: CreateValues): string | undefined {
@@ -131,7 +138,7 @@ function encryptionOf(values: CreateValues): NewEncryption | undefined {
   const format = values.get('encrypt.format') ?? (isOn(values, 'encryption') ? 'aes' : undefined)
   if (format === undefined) return undefined
   const id = values.get('encrypt.key-secret')
-  const secret = () => (id === undefined ? passphraseBytes() : secretBytes(id))
+  const secret = () => (id === undefined ? passphraseBytes() : newSecretBytes(id))
   if (format === 'aes') return { secret, format, legacy: true }
   const iterTime = values.get('encrypt.iter-time')
   const text = (key: string) => values.get(`encrypt.${key}`)

@@ -2,6 +2,7 @@
  * What opens encrypted images: `--object secret,…`, which descriptions name by its id, and `--passphrase-file` or `--passphrase-fd`, which open whatever
  * needs one. Nothing of it is shown anywhere.
  */
+import { isUtf8 } from 'node:buffer'
 import { readFileSync } from 'node:fs'
 import type { LayerDescription, OpenOptions } from './library.js'
 import { readInteger } from './numbers.js'
@@ -46,6 +47,13 @@ export function secretBytes(id: string): Uint8Array {
   const read = secrets.get(id)
   if (read === undefined) throw new Refusal(`No secret with id '${id}'`)
   return read()
+}
+
+/** The same for a new key slot: QEMU takes text alone, and could never open an image whose password is none. */
+export function newSecretBytes(id: string): Uint8Array {
+  const bytes = secretBytes(id)
+  if (!isUtf8(bytes) || bytes.includes(0)) throw new Refusal(`Data from secret ${id} is not valid UTF-8`)
+  return bytes
 }
 
 /** Whether a passphrase was given for whatever needs one. */

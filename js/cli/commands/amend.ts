@@ -7,7 +7,7 @@ import { amendHelp, asksForHelp, type CreateValues, isOn, isTargetFormat, joinLi
 import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { misuse, Refusal } from '../refusal.js'
-import { secretBytes } from '../secrets.js'
+import { newSecretBytes, secretBytes } from '../secrets.js'
 import { withoutPath } from '../texts.js'
 import { commandGrammar, isCacheMode, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 import { changeFault, openWritable } from '../writable.js'
@@ -147,7 +147,7 @@ function keySlotOf(values: CreateValues, { format, encryption }: ImageInfo, forc
     throw new Refusal('To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given')
   }
   return {
-    ...(added === undefined ? {} : { newSecret: secretBytes(added) }),
+    ...(added === undefined ? {} : { newSecret: newSecretBytes(added) }),
     ...(gone === undefined ? {} : { oldSecret: secretBytes(gone) }),
     ...(slot === undefined ? {} : { slot: Number(slot) }),
     ...(iterTime === undefined ? {} : { iterTime: Number(iterTime) }),

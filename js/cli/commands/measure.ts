@@ -1,5 +1,5 @@
 /** `measure`: how large a new image will be. */
-import { checkCreateValues, createOptionsOf } from '../create-checks.js'
+import { checkCreateValues, checkSecret, createOptionsOf } from '../create-checks.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { formatJson } from '../json.js'
 import { type Format, library, type MeasureOptions, type MeasureResult } from '../library.js'
@@ -126,6 +126,7 @@ function targetOptions(program: Program, target: string, list: string | undefine
   if (target === 'luks') return containerOptions(values)
   const fault = qcow2Fault(values)
   if (fault !== undefined) throw new Refusal(fault)
+  checkSecret(values)
   const { clusterSize, compat, refcountBits, extendedL2, preallocation, backing, encryption } = createOptionsOf(values, target)
   const options: MeasureOptions = { format: target }
   if (encryption !== undefined) options.encryption = encryption
