@@ -74,7 +74,8 @@ async function run(located: Located, options: Options, control: JobControl): Pro
   }
   let virtualSize: bigint
   try {
-    const top = { depth: 0, format: settings.format, ...(located.path === undefined ? {} : { path: located.path }) }
+    // Key slots are what LUKS has.
+    const top = { depth: 0, format: settings.format, encryption: 'luks' as const, ...(located.path === undefined ? {} : { path: located.path }) }
     virtualSize = await withKeySlot(slots, options.secret, top, (keySlot) =>
       call<bigint>((addon, id) => addon.amend(id, handle, keySlot === undefined ? spec : { ...spec, keySlot }), control),
     )
