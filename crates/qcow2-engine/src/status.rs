@@ -166,7 +166,11 @@ impl StatusWalk<'_> {
         {
             return Ok(extent);
         }
-        let extent = extent_or_end(&**view.layer.guest_data().storage(), at)?;
+        let storage = &**view.layer.guest_data().storage();
+        let extent = match view.layer.cluster_size() {
+            None => extent_or_end(storage, at)?,
+            Some(cluster) => extent_or_missing(storage, at, cluster)?,
+        };
         self.extent = Some((view.depth, at, extent));
         Ok(extent)
     }
@@ -188,6 +192,22 @@ fn extent_or_end(storage: &dyn Storage, at: HostOffset) -> Result<Extent> {
         end: if open { HostOffset(u64::MAX) } else { extent.end },
         ..extent
     })
+}
+
+/// The extent at `at` of a file that an image's clusters lie in: holes go on to the end of the cluster that the file ends in. What a table names behind
+/// that is missing, not zeros: it is told as data, and whoever reads it hears so.
+fn extent_or_missing(storage: &dyn Storage, at: HostOffset, cluster: u64) -> Result<Extent> {
+    let length = storage.length().map_err(Error::io("stat", storage))?;
+    let covered = length.checked_next_multiple_of(cluster).unwrap_or(u64::MAX);
+    if at.0 >= covered {
+        return Ok(Extent {
+            data: true,
+            end: HostOffset(u64::MAX),
+        });
+    }
+    let extent = extent_or_end(storage, at)?;
+    let end = HostOffset(extent.end.0.min(covered));
+    Ok(Extent { end, ..extent })
 }
 
 #[derive(Clone, Copy)]

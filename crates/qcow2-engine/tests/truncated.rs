@@ -9,10 +9,10 @@
 
 mod support;
 
-use qcow2_engine::Error;
+use qcow2_engine::{CancelToken, DigestAlgorithm, DigestOptions, Error, JobContext, digest};
 use qcow2_format::GuestOffset;
 use support::bytes::{Bytes, expected};
-use support::{Folder, assert_same, qemu_img, qemu_io, read_all};
+use support::{Folder, assert_same, chain, qemu_img, qemu_io, read_all};
 
 #[test]
 fn an_image_cut_at_any_byte_is_an_error_or_the_right_bytes() {
@@ -97,6 +97,61 @@ fn a_compressed_cluster_may_end_in_its_last_sector_but_not_before() {
             ..
         }
     ));
+}
+
+/// A sparse image whose clusters were reserved was looked through for holes: what its tables named behind the end of the file was taken for one, and was
+/// copied as zeros.
+#[test]
+fn what_is_missing_of_a_reserved_image_is_no_hole() {
+    let folder = Folder::new();
+    qemu_img(
+        &folder,
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            "preallocation=metadata",
+            "a.qcow2",
+            "64M",
+        ],
+    );
+    qemu_io(
+        &folder,
+        "a.qcow2",
+        &["write -P 7 0 4M".to_owned(), "write -P 7 40M 4M".to_owned()],
+    );
+    let whole = chain(&folder, "a.qcow2");
+    let survey = whole.survey(u64::MAX, &CancelToken::new()).unwrap();
+    assert_eq!(
+        (survey.complete, survey.missing, survey.compressed),
+        (true, None, false)
+    );
+    assert!(!whole.survey(0, &CancelToken::new()).unwrap().complete);
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(folder.path("a.qcow2"))
+        .unwrap();
+    file.set_len(30 << 20).unwrap();
+    let cut = chain(&folder, "a.qcow2");
+    let place = cut.survey(u64::MAX, &CancelToken::new()).unwrap().missing.unwrap();
+    assert!(place.0.0 < 40 << 20 && place.1.0 >= 30 << 20, "{place:?}");
+    let runs = cut.status(GuestOffset(0), 64 << 20, 1000).unwrap();
+    let end: u64 = 64 << 20;
+    for run in runs.iter().filter(|run| run.start < place.0) {
+        assert!(run.start.0 + run.length <= place.0.0 || !run.zero, "{run:?}");
+    }
+    let told: Vec<_> = runs.iter().filter(|run| run.start >= place.0).collect();
+    assert!(told.iter().all(|run| run.data && !run.zero), "{told:?}");
+    assert_eq!(told.iter().map(|run| run.length).sum::<u64>(), end - place.0.0);
+    let options = DigestOptions {
+        algorithm: DigestAlgorithm::Blake3,
+        block_size: 1 << 16,
+        leaves: None,
+    };
+    let error = digest(&cut, options, &JobContext::quiet()).unwrap_err();
+    assert_eq!(error.code(), "ERR_QCOW2_TRUNCATED");
 }
 
 /// Bytes that compress to about two thirds.
