@@ -10,11 +10,13 @@ mod support;
 
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 use std::sync::Arc;
 
 use qcow2_engine::storage::testing::FailingStorage;
 use qcow2_engine::{
-    Disk, DiskOptions, Error, Layer, LayerOptions, Limits, MemoryStorage, NewBitmap, ResizeOptions, Storage,
+    Disk, DiskOptions, Error, Finding, FindingCode, Layer, LayerOptions, Limits, MemoryStorage, NewBitmap,
+    ResizeOptions, Storage,
 };
 use qcow2_format::{GuestOffset, HostOffset};
 use support::dirty::{clean, dirty, disk, our_check, qemu_list, try_disk, writable};
@@ -268,6 +270,28 @@ fn a_damaged_directory_is_given_up_when_the_disk_is_written() {
 
 fn autoclear(folder: &Folder) -> u64 {
     support::layer(&folder.path("a.qcow2")).header().unwrap().autoclear
+}
+
+/// `check` said nothing of a directory whose table is longer or shorter than the disk's bits need, which nobody can open.
+#[test]
+fn a_table_of_another_length_than_the_bits_need_is_corrupt() {
+    let folder = recorded();
+    let (directory, table) = place(&folder);
+    clean(&folder, "a.qcow2");
+    for entries in [7_u32, 2] {
+        patch(&folder, directory + 8, &entries.to_be_bytes());
+        let theirs = Command::new("qemu-img")
+            .arg("info")
+            .arg(folder.path("a.qcow2"))
+            .output()
+            .unwrap();
+        assert!(!theirs.status.success(), "qemu-img opens it");
+        let report = our_check(writable(&folder.path("a.qcow2")));
+        let wanted = |found: &&Finding| found.code == FindingCode::BitmapTable;
+        let found = report.findings.iter().find(wanted).unwrap();
+        assert_eq!((found.offset, found.value), (Some(table), Some(entries.into())));
+        assert!(report.corruptions > 0);
+    }
 }
 
 #[test]

@@ -41,6 +41,17 @@ impl Check<'_> {
         for bitmap in bitmaps {
             self.context.cancel.check()?;
             let length = u64::from(bitmap.table_entries).saturating_mul(8);
+            let needed = bitmap
+                .data_bytes(self.reader.header.virtual_size())
+                .div_ceil(geometry.cluster_size());
+            // Of one that is in use the size may have been another.
+            if u64::from(bitmap.table_entries) != needed && !bitmap.in_use() {
+                self.findings.push(Severity::Corruption, || Finding {
+                    offset: Some(bitmap.table_offset.0),
+                    value: Some(u64::from(bitmap.table_entries)),
+                    ..Finding::corruption(FindingCode::BitmapTable, Table::BitmapTable)
+                });
+            }
             self.reference(bitmap.table_offset, length, Table::BitmapTable)?;
             match self.reader.read(bitmap.table_offset, length) {
                 Ok(table) => self.bitmap_table(&table, bitmap.table_offset.0)?,
