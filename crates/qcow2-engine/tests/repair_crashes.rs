@@ -82,7 +82,8 @@ fn a_crash_at_any_write_leaves_an_image_that_is_repaired_again() {
                 let (after, report) = mended(&state);
                 assert!(
                     !report.still_marked && report.after.corruptions == 0,
-                    "{what}: {number}"
+                    "{what}: {number}: {:?}",
+                    report.after.findings.first()
                 );
                 assert_eq!(report.after.leaks, 0, "{what}: {number}");
                 assert!(contents(&sample, &after) == expected, "{what}: {number}: contents");

@@ -20,13 +20,12 @@ use crate::storage::Storage;
 const AT_A_TIME: usize = 200_000;
 /// Rounds in which something has to be mended.
 const ROUNDS: usize = 64;
-/// Every bit of an entry that is not its host offset: COPIED, compressed, and what is reserved or a flag below.
-const NO_OFFSET: u64 = !0x00ff_ffff_ffff_fe00;
-const COPIED: u64 = 1 << 63;
+/// What is left of such an entry: that it reads as zeros. With subclusters their bitmap says so, and nothing is left.
+const ZERO: u64 = 1;
 const SECTOR: u64 = SECTOR_LENGTH as u64;
 
-/// Takes the host offset out of entries that read as zeros and whose host offset is not aligned: nothing can be there, so nothing is lost. One sector
-/// each. What other findings hide behind these, such as refcounts that nobody may trust, can be mended then.
+/// Takes the host offset, and bits that mean nothing, out of entries that read as zeros and whose host offset is not aligned: nothing can be there, so
+/// nothing is lost. One sector each. What other findings hide behind these, such as refcounts that nobody may trust, can be mended then.
 pub(super) fn zero_clusters(
     storage: &Arc<dyn Storage>,
     options: &RepairOptions,
@@ -92,7 +91,8 @@ fn mend(layer: &Layer, guard: &Guard, writer: &mut Writer, finding: &Finding) ->
     if entry.is_compressed() || entry.host_offset().is_aligned(geometry.cluster_size()) {
         return Ok(false);
     }
-    *place = (word & NO_OFFSET & !COPIED).to_be_bytes();
+    let rest = if geometry.extended_l2() { 0 } else { ZERO };
+    *place = rest.to_be_bytes();
     writer.mark()?;
     writer.write_changed(sector, &old, &new)
 }

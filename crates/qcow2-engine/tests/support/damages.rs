@@ -234,8 +234,10 @@ pub const DAMAGES: &[Damage] = &[
         if bytes[7] == 3 && sample.step == 8 && sample.data.is_none() && size > 512 {
             let table = entries.last().unwrap() / size * size;
             let free = |at: &usize| sample.word(*at) == 0;
-            for at in (table..table + size).step_by(8).filter(free).take(3) {
-                put(bytes, at, (size * 5 + 512) | 1);
+            // With bits beside the offset that mean nothing, or what they should not.
+            let beside = [0, 0x14, 1 << 63, 1 << 63 | 8];
+            for (at, bits) in (table..table + size).step_by(8).filter(free).zip(beside) {
+                put(bytes, at, (size * 5 + 512) | bits | 1);
             }
         }
     }),
