@@ -1,9 +1,8 @@
 /** Manifests of digests as files: a line for each stretch of leaves. */
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, statSync, unlinkSync, writeSync } from 'node:fs'
+import { closeSync, fsyncSync, openSync, readFileSync, realpathSync, renameSync, statSync, unlinkSync, writeSync } from 'node:fs'
 import type { DigestManifest, DigestResult } from './library.js'
 import { Refusal } from './refusal.js'
 import { strerror } from './strerror.js'
-import { isOneFile } from './targets.js'
 
 /** Prints the manifest of a digest. */
 export function printManifest({ manifest }: DigestResult, print: (text: string) => void): void {
@@ -14,9 +13,9 @@ export function printManifest({ manifest }: DigestResult, print: (text: string) 
   print('\n  ]\n}\n')
 }
 
-/** Writes the manifest of the image at `image`: beside its name first, so that one that was there is whole until the new one is. */
-export async function writeManifest(file: string, result: DigestResult, image: string): Promise<void> {
-  if (await isOneFile(file, image)) throw new Refusal(`The manifest '${file}' would replace the image`)
+/** Writes a manifest: beside its name first, so that one that was there is whole until the new one is. What a link names is written, not the link. */
+export function writeManifest(name: string, result: DigestResult): void {
+  const file = followed(name)
   // What is no file, a pipe or a device, is written as it is.
   const inPlace = !(statSync(file, { throwIfNoEntry: false })?.isFile() ?? true)
   const beside = inPlace ? file : `${file}.${process.pid}.part`
@@ -54,6 +53,14 @@ export function readManifest(file: string): DigestManifest {
     return JSON.parse(text) as DigestManifest
   } catch {
     throw new Refusal(`'${file}' is no manifest: it is not JSON`)
+  }
+}
+
+function followed(name: string): string {
+  try {
+    return realpathSync(name)
+  } catch {
+    return name
   }
 }
 

@@ -9,6 +9,7 @@ import type { Program } from '../program.js'
 import { ProgressLine } from '../progress.js'
 import { misuse, Refusal } from '../refusal.js'
 import { readSnapshotParameter, type SnapshotParameter, snapshotId, snapshotRefusal } from '../snapshots.js'
+import { isOneFile } from '../targets.js'
 import { commandGrammar, isCacheMode, oneFile, outputForm, readWords, refuseBoth, takeObject } from '../words.js'
 
 const GRAMMAR = commandGrammar(
@@ -63,6 +64,7 @@ export async function digest(program: Program, words: readonly string[]): Promis
   const toStdout = manifest === '-'
   if (toStdout && progress) throw misuse('-p cannot be used with a manifest on stdout')
   const line = new ProgressLine(program, progress && !quiet, 1)
+  if (manifest !== undefined && !toStdout) await refuseReplacing(manifest, file, asked, program.signal)
   let result: DigestResult
   try {
     result = await makeDigest(program, file, asked, manifest !== undefined, line)
@@ -70,7 +72,7 @@ export async function digest(program: Program, words: readonly string[]): Promis
   } finally {
     line.end()
   }
-  if (manifest !== undefined && !toStdout) await writeManifest(manifest, result, imageName(file, asked.imageOpts).path)
+  if (manifest !== undefined && !toStdout) writeManifest(manifest, result)
   if (toStdout) printManifest(result, (text) => program.out.print(text))
   else if (!quiet) program.out.print(form === 'json' ? jsonText(result) : `${result.digest}  ${file}\n`)
   return 0
@@ -104,6 +106,23 @@ async function makeDigest(program: Program, file: string, asked: Asked, manifest
     return await library().digest(name.source, options)
   } catch (error) {
     throw snapshotRefusal(await blame(error, [{ name, format }], { ...source, signal }))
+  }
+}
+
+/** The manifest replaces a file: none of those that the disk is made of. What cannot be opened is told by the digest. */
+async function refuseReplacing(manifest: string, file: string, asked: Asked, signal: AbortSignal): Promise<void> {
+  const name = imageName(file, asked.imageOpts)
+  const { Qcow2Error, open } = library()
+  try {
+    const format = await formatOf(name, asked.format, signal)
+    const disk = await open(name.source, { ...gateOptions(asked.policy, asked.cache), format, forceShare: true, signal })
+    await disk.close()
+    const files = disk.chain.flatMap(({ path, dataFile }) => [path, dataFile])
+    for (const path of [name.path, ...files]) {
+      if (path !== undefined && (await isOneFile(manifest, path))) throw new Refusal(`The manifest '${manifest}' would replace a file of the image`)
+    }
+  } catch (error) {
+    if (!(error instanceof Qcow2Error)) throw error
   }
 }
 
