@@ -6,15 +6,14 @@ import { availableParallelism } from 'node:os'
 import type { ConvertFacts, ConvertSpec, LostFacts } from './boundary.js'
 import { closeHandle, type OpenedChain, openChain } from './chain.js'
 import { createSpec, FILE_RULES, IMAGE_RULES, targetSpec } from './creating.js'
-import { Disk } from './disk.js'
 import { invalid, Qcow2Error } from './errors.js'
 import { chooseFormat } from './format.js'
-import { writeGzip } from './gzip-target.js'
+import { intoGzip } from './gzip-convert.js'
 import { JOB_RULES, type JobControl, startJob } from './job.js'
 import type { ConvertOptions, ConvertResult, LostRange } from './job-types.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, text } from './options.js'
-import { refuseSize, withRecipe } from './profile-target.js'
+import { refuseDisguised, refuseSize, withRecipe } from './profile-target.js'
 import { PROFILE_NAMES, PROFILES } from './profiles.js'
 import { worded } from './refusals.js'
 import { withEncryption } from './secret.js'
@@ -119,7 +118,8 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
         options.profile,
         chains.reduce((sum, { virtualSize }) => sum + virtualSize, 0n),
       )
-      if (PROFILES[options.profile].make.gzip === true) return await intoGzip(chains, formats, to, options, control)
+      if (PROFILES[options.profile].make.gzip === true) return await intoGzip(chains, formats, to, options, spec, control)
+      await refuseDisguised(options.profile, options.format ?? PROFILES[options.profile].make.format, sources[0], control.signal)
     }
     if (options.backing !== undefined) {
       const path = beside(to.path, options.backing)
@@ -152,29 +152,6 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
     return resultOf(facts, formats, format, options.source?.bigint ?? false)
   } finally {
     await Promise.all(chains.map(({ handle }) => closeHandle(handle)))
-  }
-}
-
-/** For a destination that takes raw disks in gzip alone. */
-async function intoGzip(
-  chains: OpenedChain[],
-  formats: Format[],
-  { path }: LocatedTarget,
-  options: Options,
-  control: JobControl,
-): Promise<ConvertResult> {
-  const [chain, another] = chains
-  if (path === undefined) throw invalid('target', 'gzip is written to a path')
-  if (chain === undefined || another !== undefined) throw invalid('source', 'one source can be made gzip of at a time')
-  chains.length = 0
-  const settings = settingsOf({ ...options.source, bigint: true, signal: control.signal })
-  const disk = (await Disk.adopt(chain, settings)) as Disk<bigint>
-  try {
-    const { fileSize, virtualSize } = await writeGzip(disk, path, options.overwrite ?? false, control)
-    const narrowed = narrow(virtualSize, options.source?.bigint ?? false)
-    return { sourceFormats: formats, format: 'raw', virtualSize: narrowed, fileSize, dataBytes: narrowed, zeroBytes: 0, compressedClusters: 0 }
-  } finally {
-    await disk.close()
   }
 }
 

@@ -19,6 +19,12 @@ export interface Evidence {
 /** `undefined`: it does not apply. `'unsure'`: it could not be found out. */
 type Answer = boolean | 'unsure' | undefined
 
+/** What a raw disk may hold and still be one. */
+export const CONTENTS = new Set(['mbr', 'gpt', 'iso', 'udf', 'squashfs'])
+
+/** A relative name without a protocol. */
+export const isPlainName = (name: string): boolean => !/^(\/|[^/]*:)/.test(name)
+
 /** Above the bits of {@link Predicate} `noIncompatibleAbove`. */
 const above = (bits: bigint, bit: number): boolean => bits >> BigInt(bit + 1) !== 0n
 
@@ -50,7 +56,7 @@ function answer(must: Predicate, { format, facts, head }: Evidence): Answer {
       return header === undefined ? undefined : header.backingOffset === 0n
     case 'backingNameIsPlain':
       if (header === undefined || header.backingOffset === 0n) return undefined
-      return known(facts.backingFile, (name) => !/^(\/|[^/]*:)/.test(name))
+      return known(facts.backingFile, isPlainName)
     case 'noDataFile':
       return header === undefined ? undefined : (header.at72 & 4n) === 0n
     case 'noIncompatibleAbove':
@@ -75,7 +81,7 @@ function answer(must: Predicate, { format, facts, head }: Evidence): Answer {
     case 'virtualSizeMultipleOf':
       return known(size, (bytes) => bytes % BigInt(must.bytes) === 0n)
     case 'fileSizeAtMost':
-      if (format === 'raw') return undefined
+      if (must.format !== format) return undefined
       if (facts.complete) return BigInt(facts.fileSize) <= BigInt(must.bytes)
       return BigInt(facts.fileSize) > BigInt(must.bytes) ? false : 'unsure'
     case 'notCompressed':

@@ -2,10 +2,17 @@
  * What `convert` makes for a destination: its recipe where the caller says nothing, its rules where he says something.
  */
 
+import type { Handle, HeadFacts } from './boundary.js'
 import { invalid, Qcow2Error } from './errors.js'
 import type { ProfileName } from './inspect-types.js'
+import { isPlainName } from './judge.js'
+import { call } from './native.js'
 import type { Predicate, Rule } from './profile-types.js'
 import { PROFILES } from './profiles.js'
+import { locate } from './source.js'
+
+/** Images of disks: a raw file that looks like one is taken for it by whoever looks. */
+const IMAGES = new Set(['qcow2', 'qcow', 'qed', 'vmdk', 'vdi', 'vhd', 'vhdx', 'parallels'])
 
 /** The options of a target that rules speak of. */
 interface Wished {
@@ -26,6 +33,7 @@ function contradicting(must: Predicate, wished: Wished): keyof Wished | undefine
   const faults: Partial<Record<Predicate['is'], [keyof Wished, boolean]>> = {
     formatIn: ['format', must.is === 'formatIn' && wished.format !== undefined && !must.formats.includes(wished.format)],
     noBackingFile: ['backing', wished.backing !== undefined],
+    backingNameIsPlain: ['backing', wished.backing !== undefined && !isPlainName(wished.backing)],
     noDataFile: ['dataFile', wished.dataFile !== undefined],
     noIncompatibleAbove: ['extendedL2', wished.extendedL2 === true],
     versionIn: ['compat', must.is === 'versionIn' && !must.versions.includes(version)],
@@ -60,12 +68,42 @@ export function withRecipe<T extends Wished>(profile: ProfileName, wished: T): T
   }
 }
 
+/** Refuses a file that the destination would not take, before anybody gets it. */
+export function refuseFileSize(profile: ProfileName, fileSize: bigint): void {
+  const rule = PROFILES[profile].rules.find(
+    ({ must, severity }) => severity === 'error' && must.is === 'fileSizeAtMost' && fileSize > BigInt(must.bytes),
+  )
+  if (rule !== undefined) throw refusal(profile, rule, `this one has ${fileSize} bytes`)
+}
+
+/**
+ * Refuses to make a raw file that the destination would take for something else: what a guest has written to the begin of its disk is then the begin of
+ * the file, and may be the header of an image that names others.
+ */
+export async function refuseDisguised(profile: ProfileName, format: string, chain: Handle | undefined, signal: AbortSignal): Promise<void> {
+  if (format !== 'raw' || chain === undefined) return
+  const bytes = new Uint8Array(64 << 10)
+  const length = await call<number>((addon, id) => addon.read(id, chain, bytes, 0, bytes.length, 0, 0), { signal })
+  const located = locate(bytes.subarray(0, length))
+  try {
+    const { formats } = await call<HeadFacts>((addon, id) => addon.inspectHead(id, located.spec, false), { signal })
+    const image = formats.find((name) => IMAGES.has(name))
+    if (image === undefined) return
+    const message = `what the guest has written to the begin of the disk would make the raw file look like ${image}: whoever probes it takes it for that`
+    throw new Qcow2Error('ERR_QCOW2_PROFILE', message, { details: { profile, format: image } })
+  } finally {
+    located.release()
+  }
+}
+
 /** Refuses a disk that the destination would not take, before anything is made of it. */
 export function refuseSize(profile: ProfileName, virtualSize: bigint): void {
   const large = ({ must, severity }: Rule) => severity === 'error' && must.is === 'virtualSizeBelow' && virtualSize >= BigInt(must.bytes)
   const rule = PROFILES[profile].rules.find(large)
   if (rule === undefined) return
-  throw new Qcow2Error('ERR_QCOW2_PROFILE', `${rule.message} (${rule.source}): this one has ${virtualSize} bytes`, {
-    details: { profile, rule: rule.code, virtualSize: String(virtualSize) },
-  })
+  throw refusal(profile, rule, `this one has ${virtualSize} bytes`)
+}
+
+function refusal(profile: ProfileName, { code, message, source }: Rule, why: string): Qcow2Error {
+  return new Qcow2Error('ERR_QCOW2_PROFILE', `${message} (${source}): ${why}`, { details: { profile, rule: code } })
 }

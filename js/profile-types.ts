@@ -22,7 +22,7 @@ export type Predicate =
   | { is: 'createTypeIn'; types: readonly string[] }
   | { is: 'extentsArePlain' }
   | { is: 'virtualSizeBelow'; bytes: number }
-  | { is: 'fileSizeAtMost'; bytes: number }
+  | { is: 'fileSizeAtMost'; format: string; bytes: number }
   | { is: 'virtualSizeMultipleOf'; bytes: number }
   | { is: 'notCompressed' }
   | { is: 'notEncrypted' }

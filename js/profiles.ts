@@ -19,7 +19,13 @@ const noBacking = (code: string, who: string, source: string): Rule => ({
   mend: 'converting copies what the backing file has',
 })
 
-export const PROFILES: Readonly<Record<ProfileName, Profile>> = {
+/** Nobody who is given the table changes what everybody is judged by. */
+function frozen<T extends object>(table: T): T {
+  for (const part of Object.values(table)) if (typeof part === 'object' && part !== null) frozen(part)
+  return Object.freeze(table)
+}
+
+export const PROFILES: Readonly<Record<ProfileName, Profile>> = frozen({
   glance: {
     summary: 'OpenStack: images that pass its format inspector',
     make: { format: 'qcow2', compat: '1.1', plain: true },
@@ -156,6 +162,13 @@ export const PROFILES: Readonly<Record<ProfileName, Profile>> = {
   digitalocean: {
     summary: 'DigitalOcean: custom images',
     make: { format: 'qcow2', compat: '1.1' },
+    notes: [
+      {
+        code: 'DIGITALOCEAN_GUEST',
+        message: 'the guest needs ext3 or ext4, MBR or GPT, and cloud-init: what is in the disk was not looked at',
+        source: 'DigitalOcean documentation, custom images',
+      },
+    ],
     rules: [
       {
         code: 'DIGITALOCEAN_FORMAT',
@@ -187,7 +200,7 @@ export const PROFILES: Readonly<Record<ProfileName, Profile>> = {
       },
       {
         code: 'LINODE_FILE_SIZE',
-        must: { is: 'fileSizeAtMost', bytes: 5 * GB },
+        must: { is: 'fileSizeAtMost', format: 'gzip', bytes: 5 * GB },
         severity: 'error',
         message: 'Linode takes at most 5 GB of compressed file',
         source: 'Linode API v4, images upload',
@@ -351,7 +364,7 @@ export const PROFILES: Readonly<Record<ProfileName, Profile>> = {
       },
       {
         code: 'HETZNER_QCOW2_SIZE',
-        must: { is: 'fileSizeAtMost', bytes: 960e6 },
+        must: { is: 'fileSizeAtMost', format: 'qcow2', bytes: 960e6 },
         severity: 'error',
         message: 'hcloud-upload-image takes qcow2 files up to 960 MB',
         source: 'hcloud-upload-image PR 69',
@@ -389,7 +402,7 @@ export const PROFILES: Readonly<Record<ProfileName, Profile>> = {
       },
     ],
   },
-}
+})
 
 /** All names, in the order of the table. */
 export const PROFILE_NAMES = Object.keys(PROFILES) as ProfileName[]

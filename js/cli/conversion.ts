@@ -80,8 +80,9 @@ export async function runConversion(program: Program, asked: Conversion, line: P
     const snapshot = await chooseSnapshot(program, asked, names, source)
     const options = await targetOptions(program, asked, names, source)
     const all = { ...options, source, ...(snapshot === undefined ? {} : { snapshot }) }
+    const gzip = asked.profile !== undefined && library().profiles[asked.profile].make.gzip === true
     if (asked.target !== '-') await write(program, asked, names, all, asked.target, line)
-    else if (options.format === 'raw') await streamToStdout(program, names, { ...source, ...(snapshot === undefined ? {} : { snapshot }) })
+    else if (options.format === 'raw' && !gzip) await streamToStdout(program, names, { ...source, ...(snapshot === undefined ? {} : { snapshot }) })
     else {
       const file = scratch.file('image')
       await write(program, asked, names, all, file, line)
