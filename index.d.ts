@@ -466,6 +466,10 @@ export interface HeadFacts {
   fixedVhd: boolean
   /** The descriptor of a VMDK. */
   vmdk?: VmdkFacts
+  /** The device that it is on. */
+  device?: bigint
+  /** Its number there. */
+  inode?: bigint
 }
 
 /**
@@ -485,8 +489,11 @@ export interface IdentityFacts {
 /** Panics at a stage: `call`, `pool`, `job` or `completion`; `argument` does so outside of the call's own guard. */
 export declare function injectPanic(id: CallId, stage: string): void
 
-/** Tells what a file looks like: nothing is judged, and nothing that it names is opened. Completes with its facts. */
-export declare function inspectHead(id: CallId, source: SourceSpec): void
+/**
+ * Tells what a file looks like: nothing is judged, and nothing that it names is opened. `complete`: its last bytes are the last ones. Completes with its
+ * facts.
+ */
+export declare function inspectHead(id: CallId, source: SourceSpec, complete: boolean): void
 
 /** What a key slot says. */
 export interface KeySlotFacts {
@@ -917,6 +924,21 @@ export interface SourceSpec {
  * call goes on.
  */
 export declare function start(onComplete: (triples: Float64Array, values: unknown[]) => void): void
+
+/** Walks through the mappings of a disk, for `most` of them at most. Completes with what they tell. */
+export declare function survey(id: CallId, chain: Handle, most: number): void
+
+/** See [`Survey`]. */
+export interface SurveyFacts {
+  /** Some cluster is compressed. */
+  compressed: boolean
+  /** The first guest offset whose data lies behind the end of its file. */
+  missingGuest?: bigint
+  /** Its place there. */
+  missingHost?: bigint
+  /** All of the disk was looked at. */
+  complete: boolean
+}
 
 /** A file or memory that is written. */
 export interface TargetSpec {

@@ -883,6 +883,7 @@ module.exports.snapshotList = nativeBinding.snapshotList
 module.exports.snapshotOpen = nativeBinding.snapshotOpen
 module.exports.snapshotRename = nativeBinding.snapshotRename
 module.exports.start = nativeBinding.start
+module.exports.survey = nativeBinding.survey
 module.exports.tryRead = nativeBinding.tryRead
 module.exports.unlockLayer = nativeBinding.unlockLayer
 module.exports.verify = nativeBinding.verify

@@ -35,7 +35,7 @@ test('a boot sector needs a table of partitions, unless it is that of a FAT file
     ['GPT at another sector', disk(GPT, [454, [2]]), ['refused', 'GLANCE_PARTITIONS']],
     ['an ISO that boots', disk([450, [0x83]], [32_769, 'CD001']), ['refused', 'GLANCE_SEVERAL_FORMATS']],
     ['an ISO', disk([510, [0, 0]], [32_769, 'CD001']), ['acceptable']],
-    ['VDI that boots', disk([450, [0x83]], [64, [0x7f, 0x10, 0xda, 0xbe]]), ['refused', 'SEVERAL_FORMATS', 'GLANCE_SEVERAL_FORMATS']],
+    ['VDI that boots', disk([450, [0x83]], [64, [0x7f, 0x10, 0xda, 0xbe]]), ['refused', 'GLANCE_SEVERAL_FORMATS']],
     ['VHDX without its tables', disk([0, 'vhdxfile'], [510, [0, 0]]).subarray(0, 200 << 10), ['refused', 'GLANCE_HEADER']],
     ['gzip, which it does not know', disk([0, [31, 139, 8]], [510, [0, 0]]), ['acceptable']],
   ]

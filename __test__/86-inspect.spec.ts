@@ -149,7 +149,7 @@ const GLANCE: Record<string, string[]> = {
   overlay: ['GLANCE_BACKING_FILE'],
   external: ['GLANCE_DATA_FILE'],
   extended: ['GLANCE_UNKNOWN_FEATURES'],
-  polyglot: ['SEVERAL_FORMATS', 'GLANCE_SEVERAL_FORMATS'],
+  polyglot: ['GLANCE_SEVERAL_FORMATS'],
   qed: ['GLANCE_FORMAT'],
   parallels: [],
 }

@@ -40,13 +40,21 @@ export interface LayerSpec {
 }
 
 /** What the first and last bytes of a file say. */
-export interface HeadFacts {
+export interface HeadFacts extends Identity {
   formats: string[]
   length: bigint
   header?: HeaderFacts
   bootSector?: { fat: boolean; fault?: string }
   fixedVhd: boolean
   vmdk?: VmdkFacts
+}
+
+/** What a walk through the mappings of a disk tells. */
+export interface SurveyFacts {
+  compressed: boolean
+  missingGuest?: bigint
+  missingHost?: bigint
+  complete: boolean
 }
 
 /** The descriptor of a VMDK, as it stands there. */
@@ -394,7 +402,8 @@ export interface Addon {
   memoryTruncate(memory: Handle, size: number): void
   memoryClose(memory: Handle): void
   probeFormat(id: number, source: SourceSpec): void
-  inspectHead(id: number, source: SourceSpec): void
+  inspectHead(id: number, source: SourceSpec, complete: boolean): void
+  survey(id: number, chain: Handle, most: number): void
   openLayer(id: number, source: SourceSpec, options: LayerSpec, luksHeader?: SourceSpec): void
   attachDataFile(id: number, layer: Handle, source: SourceSpec): void
   unlockLayer(id: number, layer: Handle, secret: Uint8Array, legacy: boolean): void

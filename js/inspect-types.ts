@@ -75,7 +75,7 @@ export interface InspectFacts {
   encryption?: 'aes' | 'luks'
   cipher?: string
   compressionType?: string
-  /** Whether any cluster is compressed. */
+  /** Whether any cluster is compressed; absent where that was not found out. */
   compressed?: boolean
   snapshots: { id: string; name: string }[]
   bitmaps: string[]
@@ -91,6 +91,8 @@ export interface InspectResult {
   /** `'unknown'`: not all that decides could be found out. */
   verdict: 'acceptable' | 'refused' | 'unknown'
   profile?: ProfileName
+  /** What the rules of the profile alone say: a destination may take what cannot be opened, or is cut off. */
+  profileVerdict?: 'acceptable' | 'refused' | 'unknown'
   /** The one format that the file has: `'raw'` if it looks like none, `'several'` if like more than one. */
   format: string
   /** All that it looks like. */

@@ -2,20 +2,19 @@
  * `inspect`: what a file from a stranger is, and whether a destination takes it.
  */
 
-import { Buffer } from 'node:buffer'
-import type { HeadFacts, LayerFacts, MeasureFacts } from './boundary.js'
+import type { HeadFacts, LayerFacts, MeasureFacts, SurveyFacts } from './boundary.js'
 import { closeHandle, makeChain, type OpenedLayer } from './chain.js'
 import { atCaller, cancelled, invalid, Qcow2Error } from './errors.js'
 import { imageInfo, withoutAbsent } from './facts.js'
-import type { ByteStream, InspectFacts, InspectFinding, InspectOptions, InspectResult } from './inspect-types.js'
-import { type Evidence, judge } from './judge.js'
-import { anyCompressed } from './map.js'
+import { firstBytes, isStream } from './first-bytes.js'
+import type { ByteStream, InspectFacts, InspectFinding, InspectOptions, InspectResult, ProfileName } from './inspect-types.js'
+import { CONTENTS, type Evidence, judge } from './judge.js'
 import { call } from './native.js'
 import { checkOptions, memorySize, oneOf, type Rule, signal, size } from './options.js'
 import { printable } from './printable.js'
-import { PROFILE_NAMES } from './profiles.js'
+import { PROFILE_NAMES, PROFILES } from './profiles.js'
 import { settingsOf } from './settings.js'
-import { kindOf, narrow } from './sizes.js'
+import { narrow } from './sizes.js'
 import { type Located, locate } from './source.js'
 import type { Source } from './types.js'
 
@@ -40,11 +39,15 @@ const RULES = {
   signal,
 }
 
-/** What a disk may hold and still be a raw disk. */
-const CONTENTS = new Set(['mbr', 'gpt', 'iso', 'udf', 'squashfs'])
+/** Tables that begin behind what was read, or pass its end; and of a LUKS header the same in words. */
+const CUT = /_TRUNCATED$/
+const CUT_OFF = /(behind the end|passes the end of the file|the file ends inside it)/
 
-/** Tables that begin behind what was read, or pass its end. */
-const CUT = /_(TRUNCATED|LUKS_HEADER|LUKS_KEY_SLOT)$/
+/**
+ * Mappings that are looked at: tables name each other as often as a forger likes, and the walk would last as long as he likes. So many take a second or
+ * two, and are more than an honest disk of some terabytes has.
+ */
+const MOST_MAPPINGS = 1 << 25
 
 /**
  * Examines a file that a stranger has made: what it is, what it refers to, whether it is sound enough to be opened, and with `profile`, whether a
@@ -67,16 +70,20 @@ export function inspect(source: Source | ByteStream, options?: InspectOptions): 
     if (signal?.aborted) throw cancelled(signal.reason)
     const stream = isStream(source) ? await firstBytes(source, limits.maxBytesRead ?? USUAL, signal) : undefined
     const located = locate(stream === undefined ? source : stream.bytes)
+    if (located.luksHeader !== undefined)
+      throw invalid('source.luksHeader', 'inspect looks at one file: give the header, or the payload, by its path')
     try {
       const complete = stream?.complete ?? true
-      const head = await call<HeadFacts>((addon, id) => addon.inspectHead(id, located.spec), { signal })
+      const head = await call<HeadFacts>((addon, id) => addon.inspectHead(id, located.spec, complete), { signal })
       const found = new Found(head, complete)
-      found.looks()
+      found.looks(profile)
       await examine(found, located, limits, profile, signal)
-      if (profile !== undefined) found.findings.push(...judge(profile, found.evidence()))
+      const judged = profile === undefined ? undefined : judge(profile, found.evidence())
+      found.findings.push(...(judged ?? []))
       return withoutAbsent({
         verdict: verdictOf(found.findings),
         profile,
+        profileVerdict: judged && verdictOf(judged),
         format: found.format,
         formats: head.formats,
         facts: found.facts,
@@ -86,25 +93,6 @@ export function inspect(source: Source | ByteStream, options?: InspectOptions): 
       located.release()
     }
   })
-}
-
-function isStream(source: unknown): source is ByteStream {
-  return typeof source === 'object' && source !== null && !(source instanceof Uint8Array) && Symbol.asyncIterator in source
-}
-
-/** The first bytes of a stream, and whether those were all. */
-async function firstBytes(stream: ByteStream, most: number, signal: AbortSignal | undefined): Promise<{ bytes: Uint8Array; complete: boolean }> {
-  const parts: Uint8Array[] = []
-  let length = 0
-  for await (const part of stream) {
-    if (signal?.aborted) throw cancelled(signal.reason)
-    if (!(part instanceof Uint8Array)) throw invalid('source', `the stream must give Uint8Arrays: it gave ${kindOf(part)}`)
-    parts.push(part.subarray(0, most - length))
-    length += Math.min(part.length, most - length)
-    // Leaving the loop lets go of the stream.
-    if (length >= most) return { bytes: Buffer.concat(parts), complete: false }
-  }
-  return { bytes: Buffer.concat(parts), complete: true }
 }
 
 /** What is known so far. */
@@ -134,8 +122,12 @@ class Found {
   }
 
   /** What its bytes look like. */
-  looks(): void {
-    if (this.several) this.add('error', 'SEVERAL_FORMATS', `the file looks like several formats: ${this.head.formats.join(', ')}`)
+  looks(profile: ProfileName | undefined): void {
+    // A destination that has a rule for it goes by that.
+    const judged = profile !== undefined && PROFILES[profile].rules.some(({ must }) => must.is === 'atMostOneMark')
+    if (this.several)
+      this.add(judged ? 'warning' : 'error', 'SEVERAL_FORMATS', `the file looks like several formats: ${this.head.formats.join(', ')}`)
+    if (this.complete && this.head.length === 0n) this.add('unknown', 'EMPTY', 'there is nothing: no byte was read')
     if (this.format === 'raw' && this.complete) this.raw()
     const { vmdk } = this.head
     if (vmdk === undefined || vmdk === null) return
@@ -158,7 +150,7 @@ class Found {
   fault(error: unknown): void {
     if (!(error instanceof Qcow2Error) || error.code === 'ERR_QCOW2_CANCELLED' || error.code === 'ERR_QCOW2_INTERNAL') throw error
     const { code, message, table, offset, path, details } = error
-    const cut = !this.complete && (CUT.test(code) || (offset !== undefined && BigInt(offset) >= this.head.length))
+    const cut = !this.complete && (CUT.test(code) || CUT_OFF.test(message) || (offset !== undefined && BigInt(offset) >= this.head.length))
     const busy = code === 'ERR_QCOW2_LOCKED' || code === 'ERR_QCOW2_IO' || (code === 'ERR_QCOW2_LIMIT' && details.limit !== 'maxVirtualSize')
     const place = withoutAbsent({ table, offset })
     const text = path === undefined ? message : message.replace(`${path}: `, '')
@@ -204,8 +196,18 @@ async function examine(found: Found, located: Located, limits: Limits, profile: 
     await closeHandle(some.handle)
     return
   }
+  if (!isSame(found.head, facts)) {
+    found.add('unknown', 'REPLACED', 'the file was replaced by another one while it was looked at')
+    await closeHandle(facts.handle)
+    return
+  }
   note(found, facts, format)
-  await follow(found, { facts, window: false }, settings, profile)
+  await follow(found, { facts, window: false }, settings)
+}
+
+/** The file is opened twice. */
+function isSame(head: HeadFacts, { device, inode }: LayerFacts): boolean {
+  return (head.inode ?? undefined) === (inode ?? undefined) && (head.device ?? undefined) === (device ?? undefined)
 }
 
 function note(found: Found, layer: LayerFacts, format: 'qcow2' | 'luks'): void {
@@ -226,8 +228,8 @@ function note(found: Found, layer: LayerFacts, format: 'qcow2' | 'luks'): void {
   if (encryption !== undefined) found.add('info', 'ENCRYPTED', `guest data is encrypted (${encryption}): no key was asked for`)
 }
 
-/** Walks the tables of an image that opens: what it takes, and whether it has compressed clusters. The layer is closed. */
-async function follow(found: Found, layer: OpenedLayer, settings: ReturnType<typeof settingsOf>, profile: string | undefined): Promise<void> {
+/** Walks the tables of an image that opens: whether all of it is there, what it takes, and whether it has compressed clusters. The layer is closed. */
+async function follow(found: Found, layer: OpenedLayer, settings: ReturnType<typeof settingsOf>): Promise<void> {
   const { facts, complete } = found
   // Nothing of the guest's can be mapped without the key, or the data file; tables of a stream lie anywhere.
   if (!complete || layer.facts.encryption || layer.facts.needsDataFile === true || layer.facts.format !== 'qcow2') {
@@ -244,9 +246,24 @@ async function follow(found: Found, layer: OpenedLayer, settings: ReturnType<typ
       ...{ format: 'qcow2' as const, clusterSize: 65536, version: 3 as const, refcountBits: 16, extendedL2: false },
       ...{ preallocation: 'off' as const, dataFile: false, dataFileRaw: false, backing: false },
     }
+    const { compressed, missingGuest, missingHost, complete } = await call<SurveyFacts>(
+      (addon, id) => addon.survey(id, chain.handle, MOST_MAPPINGS),
+      {
+        signal,
+      },
+    )
+    if (missingGuest !== undefined && missingGuest !== null)
+      found.add('error', 'ERR_QCOW2_TRUNCATED', `the file ends before its data does: guest offset ${missingGuest} is missing`, {
+        table: 'data',
+        offset: narrow(missingHost ?? 0n),
+      })
+    if (compressed || complete) facts.compressed = compressed
+    if (!complete) {
+      found.add('info', 'NOT_ESTIMATED', `it has more than ${MOST_MAPPINGS} mappings: the rest was not looked at`)
+      return
+    }
     const { required } = await call<MeasureFacts>((addon, id) => addon.measure(id, spec), { signal })
     facts.estimatedSize = { raw: facts.virtualSize ?? 0, qcow2: narrow(required) }
-    if (profile !== undefined) facts.compressed = await anyCompressed(chain.handle, BigInt(facts.virtualSize ?? 0), signal)
   } catch (error) {
     found.fault(error)
   } finally {

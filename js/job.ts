@@ -4,6 +4,7 @@
 
 import { channel } from 'node:diagnostics_channel'
 import { debuglog, type InspectOptionsStylized, inspect } from 'node:util'
+import { onAbort } from './abort.js'
 import { cancelled, withFrames } from './errors.js'
 import { wipingHeld } from './holding.js'
 import { callback, signal } from './options.js'
@@ -108,8 +109,7 @@ class RunningJob<T> implements Job<T> {
       const { signal, onProgress } = options
       if (signal?.aborted) throw cancelled(signal.reason)
       const abort = (): void => this.#controller.abort(signal?.reason)
-      signal?.addEventListener('abort', abort, { once: true })
-      release = () => signal?.removeEventListener('abort', abort)
+      if (signal !== undefined) release = onAbort(signal, abort)
       return await this.#observed(name, run, onProgress)
     } finally {
       release()

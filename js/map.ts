@@ -43,20 +43,6 @@ export function mapRange(
   return { start, end: end === undefined || end > size ? size : end, signal }
 }
 
-/** Whether any cluster of an opened chain is compressed. */
-export async function anyCompressed(handle: Handle, size: bigint, signal: AbortSignal | undefined): Promise<boolean> {
-  for (let at = 0n; at < size; ) {
-    const from = at
-    const words = await call<BigUint64Array>((addon, id) => addon.map(id, handle, from, size - from, BATCH), { signal })
-    for (let word = 0; word + WORDS <= words.length; word += WORDS) {
-      if (((words[word + 2] ?? 0n) & COMPRESSED) !== 0n) return true
-      at = (words[word] ?? 0n) + (words[word + 1] ?? 0n)
-    }
-    if (at === from) break
-  }
-  return false
-}
-
 /** Walks from `start` to `end`. */
 export async function* runsOf<N extends ByteCount>(
   disk: Disk<N>,

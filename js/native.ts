@@ -4,6 +4,7 @@
 
 import { createRequire } from 'node:module'
 import { dirname } from 'node:path'
+import { onAbort } from './abort.js'
 import type { Addon, Handle } from './boundary.js'
 import { cancelled, type ErrorData, fromNative, Qcow2Error } from './errors.js'
 import { loadOrExplain } from './load.js'
@@ -65,14 +66,14 @@ export async function call<T>(begin: (addon: Addon, id: number) => void, control
   const native = start()
   const id = ++lastCall
   const cancel = () => native.cancel(id)
-  signal?.addEventListener('abort', cancel, { once: true })
+  const forget = signal === undefined ? undefined : onAbort(signal, cancel)
   try {
     // Awaited here and made an error here: an error that is made in an async function has the stack of those who wait for it.
     return (await answer(native, id, begin, onProgress)) as T
   } catch (failure) {
     throw asError(failure, signal)
   } finally {
-    signal?.removeEventListener('abort', cancel)
+    forget?.()
   }
 }
 

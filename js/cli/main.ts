@@ -50,7 +50,7 @@ async function main(words: readonly string[]): Promise<number> {
   } catch (error) {
     if (!(error instanceof ReaderGone)) {
       complain(program, (error as Error).message)
-      code = 1
+      code = program.failure ?? 1
     }
   }
   await interrupt.settle()
@@ -92,7 +92,7 @@ function explain(program: Program, error: unknown): number {
     return error.code
   }
   complain(program, error instanceof Error ? error.message : String(error))
-  return 1
+  return program.failure ?? 1
 }
 
 /** Scripts read the version from behind the word `version`: a link named qemu-img answers with the version whose words it speaks. */

@@ -16,6 +16,8 @@ export interface Program {
   out: Output
   /** Aborted when the command shall end. */
   signal: AbortSignal
+  /** The exit code of a failure, where 1 says something else. */
+  failure?: number
   /** Set by who wants to know what a command takes, and not what it does. */
   describe?: (grammar: Grammar, help: CommandHelp) => never
 }

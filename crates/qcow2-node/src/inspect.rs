@@ -2,12 +2,13 @@
 
 use napi::Env;
 use napi::bindgen_prelude::BigInt;
-use qcow2_engine::Error;
+use qcow2_engine::{Error, Survey};
 use qcow2_format::HostOffset;
 use qcow2_format::features::NAMES;
 use qcow2_format::foreign::{BootSector, Descriptor, HEAD, RawHeader, TAIL, Vmdk, is_fixed_vhd, recognise};
 
 use crate::call::accept;
+use crate::handles::Handle;
 use crate::outbox::{CallId, Outcome};
 use crate::pool::Lane;
 use crate::source::SourceSpec;
@@ -27,6 +28,10 @@ pub struct HeadFacts {
     pub fixed_vhd: bool,
     /// The descriptor of a VMDK.
     pub vmdk: Option<VmdkFacts>,
+    /// The device that it is on.
+    pub device: Option<BigInt>,
+    /// Its number there.
+    pub inode: Option<BigInt>,
 }
 
 /// See [`BootSector`].
@@ -80,9 +85,10 @@ pub struct FeatureFacts {
     pub name: Option<String>,
 }
 
-/// Tells what a file looks like: nothing is judged, and nothing that it names is opened. Completes with its facts.
+/// Tells what a file looks like: nothing is judged, and nothing that it names is opened. `complete`: its last bytes are the last ones. Completes with its
+/// facts.
 #[napi(catch_unwind)]
-pub fn inspect_head(env: Env, id: CallId, source: SourceSpec) -> napi::Result<()> {
+pub fn inspect_head(env: Env, id: CallId, source: SourceSpec, complete: bool) -> napi::Result<()> {
     accept(&env, id, |call| {
         let source = source.accept(call)?;
         call.run(Lane::Short, move |_| {
@@ -96,7 +102,12 @@ pub fn inspect_head(env: Env, id: CallId, source: SourceSpec) -> napi::Result<()
                 Ok::<_, Error>(bytes)
             };
             let head = read(0, HEAD)?;
-            let tail = read(length.saturating_sub(TAIL as u64), TAIL)?;
+            let tail = if complete {
+                read(length.saturating_sub(TAIL as u64), TAIL)?
+            } else {
+                Vec::new()
+            };
+            let identity = storage.identity();
             let formats = recognise(&head, &tail).into_iter().map(str::to_owned).collect();
             let header = RawHeader::read(&head);
             let by_footer = is_fixed_vhd(&tail) && !recognise(&head, &[]).contains(&"vhd");
@@ -119,6 +130,8 @@ pub fn inspect_head(env: Env, id: CallId, source: SourceSpec) -> napi::Result<()
                         fault: sector.fault.map(str::to_owned),
                     }),
                     fixed_vhd: by_footer,
+                    device: identity.map(|identity| identity.device.into()),
+                    inode: identity.map(|identity| identity.inode.into()),
                     vmdk: vmdk.map(|(found, in_footer)| VmdkFacts {
                         create_type: found.create_type,
                         extents: found.extents,
@@ -126,6 +139,44 @@ pub fn inspect_head(env: Env, id: CallId, source: SourceSpec) -> napi::Result<()
                         cut: found.cut,
                         in_footer,
                     }),
+                })
+            })
+        })
+    })
+}
+
+/// See [`Survey`].
+#[napi(object, object_from_js = false)]
+pub struct SurveyFacts {
+    /// Some cluster is compressed.
+    pub compressed: bool,
+    /// The first guest offset whose data lies behind the end of its file.
+    pub missing_guest: Option<BigInt>,
+    /// Its place there.
+    pub missing_host: Option<BigInt>,
+    /// All of the disk was looked at.
+    pub complete: bool,
+}
+
+/// Walks through the mappings of a disk, for `most` of them at most. Completes with what they tell.
+#[napi(catch_unwind)]
+pub fn survey(env: Env, id: CallId, chain: Handle, most: u32) -> napi::Result<()> {
+    accept(&env, id, |call| {
+        let chain = call.chain(chain)?;
+        call.run(Lane::Long, move |job| {
+            let Survey {
+                compressed,
+                missing,
+                complete,
+            } = chain.survey(u64::from(most), &job.cancel)?;
+            // What the job held is let go before its end is told.
+            drop(chain);
+            Outcome::value(move |_, _, values| {
+                values.add(SurveyFacts {
+                    compressed,
+                    missing_guest: missing.map(|(guest, _)| guest.0.into()),
+                    missing_host: missing.map(|(_, host)| host.0.into()),
+                    complete,
                 })
             })
         })

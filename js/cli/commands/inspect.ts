@@ -32,6 +32,7 @@ export async function inspect(program: Program, words: readonly string[]): Promi
   let profile: ProfileName | undefined
   let form = 'human' as 'human' | 'json'
   let quiet = false
+  program.failure = UNKNOWN
   try {
     const operands = readWords(program, words, GRAMMAR, HELP, (id, value) => {
       if (id === 'P') profile = profileNamed(value)
@@ -60,10 +61,12 @@ function asFailure(program: Program, error: unknown): unknown {
 async function examine({ signal }: Program, file: string, profile: ProfileName | undefined): Promise<InspectResult> {
   const options = { signal, ...(profile === undefined ? {} : { profile }) }
   if (file === '-') {
-    const result = await library().inspect(process.stdin, options)
-    // Whoever writes into the pipe may go on for ever.
-    process.stdin.destroy()
-    return result
+    try {
+      return await library().inspect(process.stdin, options)
+    } finally {
+      // Whoever writes into the pipe may go on for ever.
+      process.stdin.destroy()
+    }
   }
   const name = imageName(file)
   refuseSpecial(name)
@@ -90,10 +93,18 @@ function humanText({ name }: Program, file: string, { verdict, profile, format, 
   for (const { severity, code, message, source, mend, place } of findings) {
     const where = [place?.table, place?.offset === undefined ? undefined : `offset ${place.offset}`].filter((part) => part !== undefined).join(', ')
     lines.push(`${severity}: ${code}: ${printable(message)}${where === '' ? '' : ` [${where}]`}${source === undefined ? '' : ` (${source})`}`)
-    if (mend !== undefined) lines.push(`  ${mend}${profile === undefined ? '' : `: ${name} convert --profile ${profile} ${printable(file)} TARGET`}`)
+    if (mend !== undefined)
+      lines.push(
+        `  ${mend}${profile === undefined ? '' : `: ${name} convert --profile ${profile} ${file === '-' ? 'FILE' : quoted(printable(file))} TARGET`}`,
+      )
   }
   const words = { acceptable: 'acceptable', refused: 'refused', unknown: 'could not tell' }
   return `${lines.join('\n')}\n${printable(file)}: ${words[verdict]}${profile === undefined ? '' : ` for ${profile}`}\n`
+}
+
+/** A name as a shell takes it. */
+function quoted(name: string): string {
+  return /^[\w@%+=:,./][\w@%+=:,./-]*$/.test(name) ? name : `'${name.replaceAll("'", "'\\''")}'`
 }
 
 function jsonOf(file: string, { facts, findings, ...rest }: InspectResult): JsonObject {

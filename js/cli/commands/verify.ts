@@ -74,6 +74,7 @@ interface Asked {
 }
 
 async function judge(program: Program, words: readonly string[]): Promise<boolean> {
+  program.failure = FAILED
   const asked: Asked = { forceShare: false, policy: 'plain', cache: 'writeback', imageOpts: false }
   let form = 'human' as 'human' | 'json'
   let [progress, quiet] = [false, false]
