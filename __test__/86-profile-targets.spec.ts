@@ -1,4 +1,5 @@
 /** What `convert --profile` may do to its target, and what it does not make. */
+import { randomBytes } from 'node:crypto'
 import { existsSync, lstatSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { gunzipSync } from 'node:zlib'
@@ -86,4 +87,25 @@ test('a raw disk that begins as an image is not made for anybody', async (t) => 
   const found = await answer('qcow2', ['digest', '-m', 'base.qcow2', 'overlay.qcow2'], { cwd: folder, ours: true })
   // The manifest of an overlay replaced its backing file.
   t.deepEqual([found.code, found.stderr], [1, "qcow2: The manifest 'base.qcow2' would replace a file of the image\n"])
+})
+
+test('a qcow2 file that would be too large for hetzner is refused, and nothing is left of it', async (t) => {
+  const folder = temporaryFolder()
+  const at = (name: string) => join(folder, name)
+  writeFileSync(at('part'), randomBytes(16 << 20))
+  const parts = Array.from({ length: 58 }, () => at('part'))
+  const options = { profile: 'hetzner', format: 'qcow2', sourceFormat: 'raw' } as const
+  const error = await failure(() => convert(parts, at('large.qcow2'), options))
+  t.deepEqual([error.code, error.details.rule], ['ERR_QCOW2_PROFILE', 'HETZNER_QCOW2_SIZE'])
+  // Room that is reserved is in the file, too: told before it is made.
+  await create(at('empty.qcow2'), { size: '1G' })
+  const reserved = await failure(() =>
+    convert(at('empty.qcow2'), at('large.qcow2'), { ...options, sourceFormat: 'qcow2', preallocation: 'metadata' }),
+  )
+  t.deepEqual([reserved.code, reserved.details.rule], ['ERR_QCOW2_PROFILE', 'HETZNER_QCOW2_SIZE'])
+  t.deepEqual(readdirSync(folder).sort(), ['empty.qcow2', 'part'])
+  const own = await failure(() => convert(at('part'), at('large.qcow2'), { ...options, limits: { maxOutputSize: '1M' } }))
+  t.is(own.code, 'ERR_QCOW2_LIMIT')
+  await convert(at('empty.qcow2'), at('small.qcow2'), { ...options, sourceFormat: 'qcow2' })
+  t.true(existsSync(at('small.qcow2')))
 })

@@ -13,7 +13,7 @@ import { JOB_RULES, type JobControl, startJob } from './job.js'
 import type { ConvertOptions, ConvertResult, LostRange } from './job-types.js'
 import { call } from './native.js'
 import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, text } from './options.js'
-import { refuseDisguised, refuseSize, withRecipe } from './profile-target.js'
+import { refuseDisguised, refuseSize, withinFileSize, withRecipe } from './profile-target.js'
 import { PROFILE_NAMES, PROFILES } from './profiles.js'
 import { worded } from './refusals.js'
 import { withEncryption } from './secret.js'
@@ -113,13 +113,12 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
       formats.push(layers[0]?.facts.format ?? 'raw')
     }
     const sources = chains.map(({ handle }) => handle)
+    const format = options.format ?? to.extension ?? 'qcow2'
     if (options.profile !== undefined) {
-      refuseSize(
-        options.profile,
-        chains.reduce((sum, { virtualSize }) => sum + virtualSize, 0n),
-      )
+      const total = chains.reduce((sum, { virtualSize }) => sum + virtualSize, 0n)
+      refuseSize(options.profile, total, format, (options.preallocation ?? 'off') !== 'off')
       if (PROFILES[options.profile].make.gzip === true) return await intoGzip(chains, formats, to, options, spec, control)
-      await refuseDisguised(options.profile, options.format ?? PROFILES[options.profile].make.format, sources[0], control.signal)
+      await refuseDisguised(options.profile, format, sources[0], control.signal)
     }
     if (options.backing !== undefined) {
       const path = beside(to.path, options.backing)
@@ -130,7 +129,6 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
     }
     const bitmaps = options.bitmaps ? bitmapsOf(chains[0] as OpenedChain, options.bitmaps) : []
     if (bitmaps.length > 0) spec.bitmaps = bitmaps
-    const format = options.format ?? to.extension ?? 'qcow2'
     const target = targetSpec(to, options, options.noCreate ?? false)
     if (options.noCreate === true && format === 'qcow2') {
       const disk = await openTarget(to, options, control)
@@ -141,7 +139,10 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
     }
     const converted = withEncryption(options.encryption, (encryption) => {
       const whole = encryption === undefined ? spec : { ...spec, create: { ...spec.create, encryption } }
-      return call<ConvertFacts>((addon, id) => addon.convert(id, sources, target, whole), control)
+      return withinFileSize(options.profile, format, spec.maxOutput, (maxOutput) => {
+        const bounded = maxOutput === undefined ? whole : { ...whole, maxOutput }
+        return call<ConvertFacts>((addon, id) => addon.convert(id, sources, target, bounded), control)
+      })
     })
     const facts = await worded(converted)
     if (target.disk !== undefined) {

@@ -61,7 +61,7 @@ async function publish(
   spec: ConvertSpec,
   control: JobControl,
 ): Promise<ConvertFacts> {
-  if (options.profile !== undefined) refuseFileSize(options.profile, BigInt(made.size))
+  if (options.profile !== undefined) refuseFileSize(options.profile, 'gzip', BigInt(made.size))
   const located = locate({ path: made.path, offset: made.offset, size: made.size })
   const { handle } = await openChain(located, settingsOf({ format: 'raw', signal: control.signal }))
   try {

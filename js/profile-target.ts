@@ -69,11 +69,33 @@ export function withRecipe<T extends Wished>(profile: ProfileName, wished: T): T
 }
 
 /** Refuses a file that the destination would not take, before anybody gets it. */
-export function refuseFileSize(profile: ProfileName, fileSize: bigint): void {
-  const rule = PROFILES[profile].rules.find(
-    ({ must, severity }) => severity === 'error' && must.is === 'fileSizeAtMost' && fileSize > BigInt(must.bytes),
-  )
-  if (rule !== undefined) throw refusal(profile, rule, `this one has ${fileSize} bytes`)
+export function refuseFileSize(profile: ProfileName, format: string, fileSize: bigint): void {
+  const most = mostBytes(profile, format)
+  if (most !== undefined && fileSize > BigInt(most.bytes)) throw refusal(profile, most.rule, `this one has ${fileSize} bytes`)
+}
+
+/** Lets no more be written than the destination takes: a file that grows past it is refused in the profile's words. */
+export async function withinFileSize<T>(
+  profile: ProfileName | undefined,
+  format: string,
+  said: bigint | undefined,
+  write: (maxOutput: bigint | undefined) => Promise<T>,
+): Promise<T> {
+  const most = profile === undefined ? undefined : mostBytes(profile, format)
+  if (profile === undefined || most === undefined || (said !== undefined && said <= BigInt(most.bytes))) return write(said)
+  try {
+    return await write(BigInt(most.bytes))
+  } catch (error) {
+    if (!(error instanceof Qcow2Error) || error.details.limit !== 'maxOutputSize') throw error
+    throw refusal(profile, most.rule, 'this one would have more')
+  }
+}
+
+function mostBytes(profile: ProfileName, format: string): { rule: Rule; bytes: number } | undefined {
+  for (const rule of PROFILES[profile].rules) {
+    if (rule.severity === 'error' && rule.must.is === 'fileSizeAtMost' && rule.must.format === format) return { rule, bytes: rule.must.bytes }
+  }
+  return undefined
 }
 
 /**
@@ -96,8 +118,9 @@ export async function refuseDisguised(profile: ProfileName, format: string, chai
   }
 }
 
-/** Refuses a disk that the destination would not take, before anything is made of it. */
-export function refuseSize(profile: ProfileName, virtualSize: bigint): void {
+/** Refuses a disk that the destination would not take, before anything is made of it. `reserved`: the file has room for all of it. */
+export function refuseSize(profile: ProfileName, virtualSize: bigint, format: string, reserved: boolean): void {
+  if (reserved) refuseFileSize(profile, format, virtualSize)
   const large = ({ must, severity }: Rule) => severity === 'error' && must.is === 'virtualSizeBelow' && virtualSize >= BigInt(must.bytes)
   const rule = PROFILES[profile].rules.find(large)
   if (rule === undefined) return
