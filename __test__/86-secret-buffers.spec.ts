@@ -1,5 +1,6 @@
 /** Memory that changes, moves or goes away while it is a password, or what an encrypted disk is read into and written from. */
 import { join } from 'node:path'
+import { inspect } from 'node:util'
 import { Worker } from 'node:worker_threads'
 import test from 'ava'
 import { amend, convert, create, open } from '../js/index.js'
@@ -161,4 +162,24 @@ test('an encrypted disk is written from and read into memory that moves and chan
   await worker.terminate()
   t.true([...shared.subarray(0, 32), ...shared.subarray(-32)].every((byte) => byte === 0))
   await disk.close()
+})
+
+test('a password that is given as text, or in the place of an object, is in no message', async (t) => {
+  const path = join(temporaryFolder(), 'disk.qcow2')
+  const text = PASSWORD.toString() as never
+  // The last but one was answered "encryption must be an object: it is 'correct horse battery staple'".
+  const calls = [
+    () => create(path, { size: MIB, encryption: { secret: text } }),
+    () => create(path, { size: MIB, encryption: { ...FAST, format: 'aes', secret: (() => text) as never, legacy: true } }),
+    () => amend(path, { secret: PASSWORD, keySlot: { newSecret: text } }),
+    () => amend(path, { secret: PASSWORD, keySlot: text }),
+    () => create(path, { size: MIB, encryption: text }),
+    () => open(path, text),
+  ]
+  for (const call of calls) {
+    const error = await failure(async () => {
+      await call()
+    })
+    t.false(inspect(error, { depth: 9 }).includes(PASSWORD.toString().slice(0, 12)), `${call}`)
+  }
 })

@@ -76,7 +76,7 @@ async function run(located: Located, options: Options, control: JobControl): Pro
   try {
     // Key slots are what LUKS has.
     const top = { depth: 0, format: settings.format, encryption: 'luks' as const, ...(located.path === undefined ? {} : { path: located.path }) }
-    virtualSize = await withKeySlot(slots, options.secret, top, (keySlot) =>
+    virtualSize = await withKeySlot(slots, options.secret, top, control.signal, (keySlot) =>
       call<bigint>((addon, id) => addon.amend(id, handle, keySlot === undefined ? spec : { ...spec, keySlot }), control),
     )
   } catch (error) {

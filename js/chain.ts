@@ -166,7 +166,7 @@ function openLayer(step: Step, depth: number, settings: Settings): Promise<Layer
 
 /** Gives an encrypted layer its key. Without one it waits until somebody wants to read guest data. */
 async function unlock({ handle }: LayerFacts, layer: LayerDescription, secret: Secret, { legacy, signal }: Settings): Promise<void> {
-  const opened = withSecret(secret, layer, (bytes) => call<boolean>((addon, id) => addon.unlockLayer(id, handle, bytes, legacy), { signal }))
+  const opened = withSecret(secret, layer, signal, (bytes) => call<boolean>((addon, id) => addon.unlockLayer(id, handle, bytes, legacy), { signal }))
   await opened.catch((error) => Promise.reject(layer.depth === 0 ? error : inRole(error, 'backing', layer.depth)))
 }
 

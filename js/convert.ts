@@ -137,7 +137,7 @@ async function run(from: readonly Located[], to: LocatedTarget, options: Options
       // What the pipeline hands over is plain content: the image that is there keeps its own form.
       spec.create = createSpec({}, 'raw', to)
     }
-    const converted = withEncryption(options.encryption, (encryption) => {
+    const converted = withEncryption(options.encryption, control.signal, (encryption) => {
       const whole = encryption === undefined ? spec : { ...spec, create: { ...spec.create, encryption } }
       return withinFileSize(options.profile, format, spec.maxOutput, (maxOutput) => {
         const bounded = maxOutput === undefined ? whole : { ...whole, maxOutput }

@@ -57,7 +57,7 @@ export function create(target: Target, options?: CreateOptions): Promise<CreateR
       const detached = checked.encryption?.detachedHeader === true
       const bytes = checked.size ?? backing ?? (detached ? 0n : undefined)
       if (bytes === undefined) throw invalid('size', 'size must be given: there is no backing file to take it from')
-      const made = withEncryption(checked.encryption, (encryption) => {
+      const made = withEncryption(checked.encryption, checked.signal, (encryption) => {
         const whole = { ...spec, size: roundUp(bytes), ...(encryption === undefined ? {} : { encryption }) }
         return call<CreateFacts>((addon, id) => addon.create(id, targetSpec(located, checked), whole), { signal: checked.signal })
       })

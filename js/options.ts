@@ -26,9 +26,11 @@ export type Checked<R extends Rules> = { [K in keyof R]?: ReturnType<R[K]> }
 export function checkOptions<R extends Rules>(call: string, options: unknown, rules: R, prefix = ''): Checked<R> {
   const checked: Partial<Record<string, unknown>> = {}
   if (options === undefined) return checked as Checked<R>
-  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+  if (typeof options !== 'object' || options === null || Array.isArray(options) || ArrayBuffer.isView(options)) {
     const what = prefix === '' ? `the options of ${call}` : prefix.slice(0, -1)
-    throw invalid(prefix === '' ? 'options' : prefix.slice(0, -1), `${what} must be an object: it is ${kindOf(options)}`)
+    // Text is not shown: where `encryption` is expected, it is a password as like as not.
+    const kind = typeof options === 'string' ? 'text' : kindOf(options)
+    throw invalid(prefix === '' ? 'options' : prefix.slice(0, -1), `${what} must be an object: it is ${kind}`)
   }
   for (const [key, value] of Object.entries(options)) {
     const rule = Object.hasOwn(rules, key) ? rules[key] : undefined

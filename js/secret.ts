@@ -2,23 +2,15 @@
  * Passwords on their way to the core: from a caller, from a function of his, or from a file. Copies that are made here are wiped here.
  */
 
-import * as fs from 'node:fs'
-import { promisify } from 'node:util'
+import { orAborted } from './abort.js'
 import type { KeySlotChange } from './amend-types.js'
 import type { EncryptionSpec, KeySlotSpec } from './boundary.js'
-import { fromSystem, invalid, Qcow2Error } from './errors.js'
+import { invalid, Qcow2Error } from './errors.js'
 import { copyOf, hold } from './holding.js'
 import { checkOptions, flag, integer, oneOf, type Rule, text } from './options.js'
+import { readSecret } from './secret-file.js'
 import { kindOf } from './sizes.js'
 import type { LayerDescription, NewEncryption, Secret } from './types.js'
-
-// As in gate.ts: node:fs/promises costs more than it is used for.
-const open = promisify(fs.open)
-const read = promisify(fs.read)
-const close = promisify(fs.close)
-
-/** A password that is longer is none: a file that was named by mistake. */
-const LONGEST = 1 << 20
 
 const FILE = { file: text }
 
@@ -27,11 +19,14 @@ export const secret: Rule<Secret> = (value, name) => {
   if (typeof value === 'function') return value as Secret
   if (value instanceof Uint8Array) return hold(present(value, name))
   if (typeof value === 'string') throw invalid(name, `${name} must not be text, which cannot be wiped: give a Uint8Array, a function or { file }`)
-  if (typeof value !== 'object' || value === null) throw invalid(name, `${name} must be a Uint8Array, a function or { file }: it is ${kindOf(value)}`)
+  if (typeof value !== 'object' || value === null || isMemory(value))
+    throw invalid(name, `${name} must be a Uint8Array, a function or { file }: it is ${kindOf(value)}`)
   const { file } = checkOptions('this call', value, FILE, `${name}.`)
   if (file === undefined) throw invalid(`${name}.file`, `${name}.file must be a path`)
   return { file }
 }
+
+const isMemory = (value: object): boolean => ArrayBuffer.isView(value) || value instanceof ArrayBuffer || value instanceof SharedArrayBuffer
 
 const ENCRYPTION = {
   secret,
@@ -60,6 +55,7 @@ export const encryption: Rule<NewEncryption> = (value, name) => {
       throw new Qcow2Error('ERR_QCOW2_LEGACY_ENCRYPTION', message, { details: { argument: `${name}.legacy` } })
     }
   }
+  if (rest.ivHash !== undefined && rest.ivGenerator !== 'essiv') throw invalid(`${name}.ivHash`, `${name}.ivHash goes with ivGenerator 'essiv' alone`)
   return { secret: given, ...rest }
 }
 
@@ -79,15 +75,16 @@ export async function withKeySlot<T>(
   change: KeySlotChange | undefined,
   opening: Secret | undefined,
   layer: LayerDescription,
+  signal: AbortSignal,
   use: (spec: KeySlotSpec | undefined) => Promise<T>,
 ): Promise<T> {
   if (change === undefined) return use(undefined)
   if (opening === undefined) throw invalid('secret', 'secret must be given: what opens the image now')
   const { newSecret, oldSecret, slot, iterTime, force } = change
   const rest = { ...(slot === undefined ? {} : { slot }), iterTime: iterTime ?? 2000, force: force ?? false }
-  return needed(opening, 'secret', layer, (bytes) =>
-    needed(newSecret, 'keySlot.newSecret', undefined, (added) =>
-      needed(oldSecret, 'keySlot.oldSecret', undefined, (gone) => {
+  return needed(opening, 'secret', layer, signal, (bytes) =>
+    needed(newSecret, 'keySlot.newSecret', undefined, signal, (added) =>
+      needed(oldSecret, 'keySlot.oldSecret', undefined, signal, (gone) => {
         const secrets = { ...(added === undefined ? {} : { newSecret: added }), ...(gone === undefined ? {} : { oldSecret: gone }) }
         return use({ secret: bytes as Uint8Array, ...secrets, ...rest })
       }),
@@ -100,10 +97,11 @@ async function needed<T>(
   given: Secret | undefined,
   name: string,
   layer: LayerDescription | undefined,
+  signal: AbortSignal | undefined,
   use: (bytes?: Uint8Array) => Promise<T>,
 ): Promise<T> {
   if (given === undefined) return use()
-  const made = await withSecret(given, layer, async (bytes) => ({ value: await use(bytes) }))
+  const made = await withSecret(given, layer, signal, async (bytes) => ({ value: await use(bytes) }))
   if (made === undefined) throw invalid(name, `the function given as ${name} answered none`)
   return made.value
 }
@@ -117,17 +115,20 @@ function kindOfSecret(value: unknown): string {
 export async function withSecret<T>(
   given: Secret,
   layer: LayerDescription | undefined,
+  signal: AbortSignal | undefined,
   use: (bytes: Uint8Array) => Promise<T>,
 ): Promise<T | undefined> {
   if (given instanceof Uint8Array) return use(given)
   if (typeof given === 'function') {
-    const bytes: unknown = await given(layer)
+    // It may wait for anything, such as a person: the signal does not wait for it.
+    const answer = Promise.resolve(given(layer))
+    const bytes: unknown = await (signal === undefined ? answer : orAborted(answer, signal))
     if (bytes === undefined) return undefined
     if (!(bytes instanceof Uint8Array))
       throw invalid('secret', `the function given as secret must answer a Uint8Array: it answered ${kindOfSecret(bytes)}`)
     return wiping(copyOf(present(bytes, 'secret')), use)
   }
-  return wiping(await readSecret(given.file), use)
+  return wiping(await readSecret(given.file, signal === undefined ? {} : { signal }), use)
 }
 
 async function wiping<T>(bytes: Uint8Array, use: (bytes: Uint8Array) => Promise<T>): Promise<T> {
@@ -149,29 +150,14 @@ function present(bytes: Uint8Array, name: string): Uint8Array {
   return bytes
 }
 
-async function readSecret(path: string): Promise<Uint8Array> {
-  const system = (error: unknown) => Promise.reject(fromSystem(error, path))
-  const descriptor = await open(path, 'r').catch(system)
-  const bytes = new Uint8Array(LONGEST + 1)
-  try {
-    let length = 0
-    while (length <= LONGEST) {
-      const { bytesRead } = await read(descriptor, bytes, length, bytes.length - length, null).catch(system)
-      if (bytesRead === 0) break
-      length += bytesRead
-    }
-    if (length > LONGEST) throw new Qcow2Error('ERR_QCOW2_LIMIT', `the secret is longer than ${LONGEST} bytes`, { path })
-    return copyOf(bytes.subarray(0, length))
-  } finally {
-    bytes.fill(0)
-    await close(descriptor)
-  }
-}
-
 /** The encryption of a new image as the core takes it; `use` gets it with the password. */
-export async function withEncryption<T>(options: NewEncryption | undefined, use: (spec: EncryptionSpec | undefined) => Promise<T>): Promise<T> {
+export async function withEncryption<T>(
+  options: NewEncryption | undefined,
+  signal: AbortSignal | undefined,
+  use: (spec: EncryptionSpec | undefined) => Promise<T>,
+): Promise<T> {
   if (options === undefined) return use(undefined)
-  return needed(options.secret, 'encryption.secret', undefined, (bytes) => use(encryptionSpec(options, bytes as Uint8Array)))
+  return needed(options.secret, 'encryption.secret', undefined, signal, (bytes) => use(encryptionSpec(options, bytes as Uint8Array)))
 }
 
 /** The same with QEMU's defaults. */

@@ -1,5 +1,5 @@
 /** A conversion that was asked for in words: what is refused about it in which order, and how it is done. */
-import { checkCreateValues, createOptionsOf, warnOfLegacy } from './create-checks.js'
+import { checkCreateValues, createOptionsOf, warnOfEncryption } from './create-checks.js'
 import { type ConvertOptions, type ConvertResult, type Format, library, type OpenOptions, type ProfileName, type Qcow2Error } from './library.js'
 import {
   blame,
@@ -122,8 +122,8 @@ async function targetOptions(
     const bitmaps = await chooseBitmaps(program, asked, format, names)
     if (bitmaps && DOWNGRADED.test(values.get('compat') ?? '')) throw new Refusal("Format driver 'qcow2' does not support bitmaps")
     if (!isCacheMode(asked.cache)) throw new Refusal(`Invalid cache option: ${asked.cache}`)
-    checkTarget(asked, format, values)
-    warnOfLegacy(program, values)
+    await checkTarget(asked, format, values, program.signal)
+    warnOfEncryption(program, format, values)
     if (asked.noCreate) {
       // What is below an image that is there is its own matter: everything is written, whatever the backing file has.
       values.delete('backing_file')
@@ -200,7 +200,12 @@ async function chooseBitmaps(
   return 'skip-broken'
 }
 
-function checkTarget({ target, noCreate, compress, targetImageOpts }: Conversion, format: Format, values: CreateValues): void {
+async function checkTarget(
+  { target, noCreate, compress, targetImageOpts }: Conversion,
+  format: Format,
+  values: CreateValues,
+  signal: AbortSignal,
+): Promise<void> {
   if (noCreate) {
     if (target === '-') throw new Refusal('Standard output cannot be written in place (-n)')
     const name = imageName(target, targetImageOpts)
@@ -209,7 +214,7 @@ function checkTarget({ target, noCreate, compress, targetImageOpts }: Conversion
     return
   }
   try {
-    checkCreateValues(format, values)
+    await checkCreateValues(format, values, signal)
     refuseNameless(plainName(target).path)
   } catch (error) {
     throw error instanceof Refusal ? converting(error, target, format) : error

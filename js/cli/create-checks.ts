@@ -11,19 +11,19 @@ import { hasPassphrase, newSecretBytes, passphraseBytes } from './secrets.js'
 const SINCE_V3 = 'with compatibility level 1.1 and above (use version=v3 or greater)'
 
 /** Refuses what contradicts itself. The size is judged by the library. */
-export function checkCreateValues(format: Format, values: CreateValues): void {
+export async function checkCreateValues(format: Format, values: CreateValues, signal: AbortSignal): Promise<void> {
   const fault =
     format === 'qcow2'
       ? (enumFault(values) ?? shapeFault(values) ?? featureFault(values) ?? encryptionFault(values))
       : (rawFault(values) ?? containerFault(format, values))
   if (fault !== undefined) throw new Refusal(fault)
-  checkSecret(sealedValues(format, values))
+  await checkSecret(sealedValues(format, values), signal)
 }
 
 /** Refuses a secret that is not there, or that no key slot can have, before anything is made. */
-export function checkSecret(values: CreateValues): void {
+export async function checkSecret(values: CreateValues, signal: AbortSignal): Promise<void> {
   const id = values.get('encrypt.key-secret')
-  if (id !== undefined) newSecretBytes(id)
+  if (id !== undefined) await newSecretBytes(id, signal)
 }
 
 function rawFault(values: CreateValues): string | undefined {
@@ -116,9 +116,17 @@ function encryptionFault(values: CreateValues): string | undefined {
   if (!values.has('encrypt.key-secret') && !hasPassphrase()) return "Parameter 'encrypt.key-secret' is required for cipher"
   const bad = ENCRYPTION_WORDS.find(([key, known]) => values.has(`encrypt.${key}`) && !known.includes(values.get(`encrypt.${key}`) ?? ''))
   if (bad !== undefined) return notAccepted(bad[0], values.get(`encrypt.${bad[0]}`) ?? '')
+  const time = iterTimeFault(values.get('encrypt.iter-time'))
+  if (time !== undefined) return time
   return isOn(values, 'data_file_raw')
     ? 'An encrypted data file is no raw image: encryption and data-file-raw cannot be used at the same time'
     : undefined
+}
+
+/** A time that nobody can mean. */
+export function iterTimeFault(value: string | undefined): string | undefined {
+  const time = Number(value ?? 0)
+  return time >= 0 && time <= 0xffff_ffff ? undefined : `Parameter 'iter-time' expects milliseconds from 0 to ${0xffff_ffff}`
 }
 
 /** What is known here of what QEMU knows. */
@@ -158,9 +166,13 @@ function withoutUndefined<T extends object>(object: { [K in keyof T]: T[K] | und
   return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as T
 }
 
-/** Who asks for the old method is told why not to. */
-export function warnOfLegacy(program: Program, values: CreateValues): void {
-  if (encryptionOf(values)?.format !== 'aes') return
+/** Who asks for the old method is told why not to, and who asks for what QEMU cannot open, that. */
+export function warnOfEncryption(program: Program, format: Format, values: CreateValues): void {
+  const { format: method, cipher, cipherMode } = encryptionOf(sealedValues(format, values)) ?? {}
+  // A key of 24 bytes, split 4000 times, is no whole number of sectors, on which QEMU insists.
+  if (cipher?.endsWith('-192') && (cipherMode === 'cbc' || cipherMode === 'ecb'))
+    warn(program, `QEMU cannot open images of ${cipher} with ${cipherMode}`)
+  if (method !== 'aes') return
   warn(program, 'AES-CBC encryption of qcow2 is old and weak: nothing tells a wrong password or a changed image. Use encrypt.format=luks')
 }
 

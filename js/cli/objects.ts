@@ -64,9 +64,9 @@ function readSecret(id: string, values: ReadonlyMap<string, string>): void {
   }
   if (keyid !== undefined && !hasSecret(keyid)) throw new Refusal(`No secret with id '${keyid}'`)
   if (hasSecret(id)) throw new Refusal(`attempt to add duplicate property '${id}' to object (type 'container')`)
-  addSecret(id, () => {
+  addSecret(id, async (signal) => {
     if (keyid !== undefined) throw new Refusal('Secrets that are encrypted with another (keyid) are not supported in this version')
-    const bytes = file === undefined ? Buffer.from(data ?? '') : readWhole(file, file)
+    const bytes = file === undefined ? Buffer.from(data ?? '') : await readWhole(file, file, signal)
     return format === 'raw' ? bytes : fromBase64(bytes)
   })
 }
@@ -75,9 +75,7 @@ function fromBase64(bytes: Uint8Array): Uint8Array {
   const text = Buffer.from(bytes).toString('latin1')
   const bare = text.replace(/[\r\n]/g, '')
   if (!/^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(bare)) {
-    throw new Refusal(
-      /[^A-Za-z0-9+/=\r\n]/.test(text) ? 'Base64 data is not NULL terminated or contains invalid characters' : 'Base64 data is not valid',
-    )
+    throw new Refusal(/[^A-Za-z0-9+/=\r\n]/.test(text) ? 'Base64 data contains invalid characters' : 'Base64 data is not valid')
   }
   return Buffer.from(bare, 'base64')
 }

@@ -3,8 +3,7 @@
  * needs one. Nothing of it is shown anywhere.
  */
 import { isUtf8 } from 'node:buffer'
-import { readFileSync } from 'node:fs'
-import type { LayerDescription, OpenOptions } from './library.js'
+import { type LayerDescription, library, type OpenOptions } from './library.js'
 import { readInteger } from './numbers.js'
 import { Refusal } from './refusal.js'
 import { strerror } from './strerror.js'
@@ -27,10 +26,12 @@ export class KeyFault extends Error {
   }
 }
 
-const secrets = new Map<string, () => Uint8Array>()
+type Reader = (signal?: AbortSignal) => Promise<Uint8Array>
+
+const secrets = new Map<string, Reader>()
 /** By path for the images that descriptions name, by depth for what lies below them. */
 const keys = new Map<string | number, KeyName>()
-let passphrase: (() => Uint8Array) | undefined
+let passphrase: Reader | undefined
 
 /** Whether a secret has that id. */
 export function hasSecret(id: string): boolean {
@@ -38,20 +39,20 @@ export function hasSecret(id: string): boolean {
 }
 
 /** Keeps a secret under its id. `read` is called when it is needed, once. */
-export function addSecret(id: string, read: () => Uint8Array): void {
+export function addSecret(id: string, read: Reader): void {
   secrets.set(id, once(read))
 }
 
 /** The bytes of a secret. */
-export function secretBytes(id: string): Uint8Array {
+export async function secretBytes(id: string, signal?: AbortSignal): Promise<Uint8Array> {
   const read = secrets.get(id)
   if (read === undefined) throw new Refusal(`No secret with id '${id}'`)
-  return read()
+  return read(signal)
 }
 
 /** The same for a new key slot: QEMU takes text alone, and could never open an image whose password is none. */
-export function newSecretBytes(id: string): Uint8Array {
-  const bytes = secretBytes(id)
+export async function newSecretBytes(id: string, signal?: AbortSignal): Promise<Uint8Array> {
+  const bytes = await secretBytes(id, signal)
   if (!isUtf8(bytes) || bytes.includes(0)) throw new Refusal(`Data from secret ${id} is not valid UTF-8`)
   return bytes
 }
@@ -62,7 +63,7 @@ export function hasPassphrase(): boolean {
 }
 
 /** That passphrase. */
-export function passphraseBytes(): Uint8Array {
+export async function passphraseBytes(): Promise<Uint8Array> {
   if (passphrase === undefined) throw new Refusal("Parameter 'encrypt.key-secret' is required for cipher")
   return passphrase()
 }
@@ -71,9 +72,11 @@ export function passphraseBytes(): Uint8Array {
 export function takePassphrase(option: string, value: string): void {
   if (passphrase !== undefined) throw new Refusal('--passphrase-file and --passphrase-fd can be given once')
   const number = option === 'passphrase-fd' ? readInteger(value) : undefined
-  if (number !== undefined && (typeof number !== 'bigint' || number > 1_000_000n)) throw new Refusal(`Invalid file descriptor number '${value}'`)
+  // What was given is not shown: it may be the passphrase itself.
+  if (number !== undefined && (typeof number !== 'bigint' || number < 0n || number > 1_000_000n))
+    throw new Refusal('--passphrase-fd expects the number of an open file')
   const from = typeof number === 'bigint' ? Number(number) : value
-  passphrase = once(() => withoutLineBreak(readWhole(from, value)))
+  passphrase = once(async (signal) => withoutLineBreak(await readWhole(from, value, signal)))
 }
 
 /** Remembers which secret opens what a description names. */
@@ -88,7 +91,7 @@ export function keyOptions(): Pick<OpenOptions, 'secret' | 'legacy'> {
   return { secret: keyOf, legacy: true }
 }
 
-function keyOf(layer?: LayerDescription): Uint8Array | undefined {
+async function keyOf(layer?: LayerDescription): Promise<Uint8Array | undefined> {
   const key = layer === undefined ? undefined : (keys.get(layer.depth === 0 ? (layer.path ?? '') : layer.depth) ?? undefined)
   if (key?.format !== undefined && layer?.encryption !== undefined && key.format !== layer.encryption)
     throw new KeyFault(key.depth, `Header reported '${layer.encryption}' encryption format but options specify '${key.format}'`)
@@ -98,12 +101,13 @@ function keyOf(layer?: LayerDescription): Uint8Array | undefined {
 }
 
 /** What a file holds; a pipe can be read but once. */
-export function readWhole(from: string | number, shown: string): Uint8Array {
+export async function readWhole(from: string | number, shown: string, signal?: AbortSignal): Promise<Uint8Array> {
+  const { Qcow2Error, readSecret } = library()
   try {
-    return readFileSync(from)
+    return await readSecret(from, signal === undefined ? {} : { signal })
   } catch (error) {
-    const { errno } = error as NodeJS.ErrnoException
-    throw new Refusal(`Unable to read ${shown}: ${strerror(Math.abs(errno ?? 5))}`)
+    if (!(error instanceof Qcow2Error) || error.code === 'ERR_QCOW2_CANCELLED') throw error
+    throw new Refusal(`Unable to read ${shown}: ${error.errno === undefined ? error.message : strerror(Math.abs(error.errno))}`)
   }
 }
 
@@ -112,10 +116,10 @@ function withoutLineBreak(bytes: Uint8Array): Uint8Array {
   return bytes.subarray(0, bytes.length - (bytes.at(-2) === 13 ? 2 : 1))
 }
 
-function once(read: () => Uint8Array): () => Uint8Array {
-  let bytes: Uint8Array | undefined
-  return () => {
-    bytes ??= read()
+function once(read: Reader): Reader {
+  let bytes: Promise<Uint8Array> | undefined
+  return (signal) => {
+    bytes ??= read(signal)
     return bytes
   }
 }

@@ -1,4 +1,5 @@
 /** `amend`: the format of an image is changed in place. */
+import { iterTimeFault } from '../create-checks.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { formatJson } from '../json.js'
 import { type AmendOptions, type ImageInfo, type KeySlotChange, library } from '../library.js'
@@ -15,7 +16,7 @@ import { changeFault, openWritable } from '../writable.js'
 const GRAMMAR = commandGrammar('pq', 'oft', 'options:=o format:=f image-opts cache:=t force object: !output: progress=p quiet=q')
 
 const HELP: CommandHelp = {
-  summary: 'Change the format of a qcow2 image in place: version, refcount width, lazy refcounts, data file, size, key slots.',
+  summary: 'Change an image in place: version, refcount width, lazy refcounts, data file, size and key slots of qcow2, key slots of luks.',
   usage: '-o OPTIONS [-f FMT] [-p] [-q] [--force] [--output human|json] FILE',
   options: [
     ['-o, --options KEY=VALUE,…', 'what is changed; -o help lists it'],
@@ -142,13 +143,17 @@ function keySlotOf(values: CreateValues, { format, encryption }: ImageInfo, forc
   if (active && gone !== undefined) throw new Refusal("'old-secret' must not be given when activating keyslots")
   if (!active && added !== undefined) throw new Refusal("'new-secret' must not be given when erasing keyslots")
   if (!active && iterTime !== undefined) throw new Refusal("'iter-time' must not be given when erasing keyslots")
-  if (slot !== undefined && Number(slot) > 7) throw new Refusal(`Invalid keyslot ${slot} specified, must be between 0 and 7`)
+  // A number below 0 is a very large one to QEMU.
+  if (slot !== undefined && !(Number(slot) >= 0 && Number(slot) <= 7))
+    throw new Refusal(`Invalid keyslot ${Number(slot) >>> 0} specified, must be between 0 and 7`)
+  const time = iterTimeFault(iterTime)
+  if (time !== undefined) throw new Refusal(time)
   if (!active && slot === undefined && gone === undefined) {
     throw new Refusal('To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given')
   }
   return {
-    ...(added === undefined ? {} : { newSecret: newSecretBytes(added) }),
-    ...(gone === undefined ? {} : { oldSecret: secretBytes(gone) }),
+    ...(added === undefined ? {} : { newSecret: () => newSecretBytes(added) }),
+    ...(gone === undefined ? {} : { oldSecret: () => secretBytes(gone) }),
     ...(slot === undefined ? {} : { slot: Number(slot) }),
     ...(iterTime === undefined ? {} : { iterTime: Number(iterTime) }),
     force,

@@ -25,8 +25,8 @@ const HELP: CommandHelp = {
   summary: 'Copy an image, or several one behind the other, to a new image. An existing file is replaced when the new one is whole.',
   usage: '[-f FMT] [-O FMT] [-c] [-o OPTIONS] [-B FILE -F FMT] [-l SNAPSHOT] [-p] [-n] [-U] SOURCE [SOURCE …] TARGET',
   options: [
-    ['-f, --source-format FMT', 'format of the sources: qcow2 or raw (default: as their first bytes say)'],
-    ['-O, --output-format FMT', 'format of the target: qcow2 or raw (default raw)'],
+    ['-f, --source-format FMT', 'format of the sources: qcow2, raw or luks (default: as their first bytes say)'],
+    ['-O, --output-format FMT', 'format of the target: qcow2, raw or luks (default raw)'],
     ['-c', 'compress (qcow2)'],
     ['--profile NAME', 'make what a destination takes, such as glance, kubevirt or linode'],
     ['-o, --options KEY=VALUE,…', 'options of the target; -o help lists them'],

@@ -1,5 +1,5 @@
 /** `create`: a new image. */
-import { checkCreateValues, createOptionsOf, warnOfLegacy } from '../create-checks.js'
+import { checkCreateValues, createOptionsOf, warnOfEncryption } from '../create-checks.js'
 import { type CommandHelp, ROWS } from '../help.js'
 import { type Format, library } from '../library.js'
 import { chainSize, openRefusal, plainName } from '../names.js'
@@ -20,7 +20,7 @@ const HELP: CommandHelp = {
   summary: 'Make a new image. An existing file is replaced.',
   usage: '[-f FMT] [-o OPTIONS] [-b FILE -F FMT [-u]] [-q] FILE [SIZE]',
   options: [
-    ['-f, --format FMT', 'format of the new image: qcow2 or raw (default raw)'],
+    ['-f, --format FMT', 'format of the new image: qcow2, raw or luks (default raw)'],
     ['-o, --options KEY=VALUE,…', 'options of the format; -o help lists them'],
     ['-b, --backing FILE', 'the image below the new one'],
     ['-F, --backing-format FMT', 'its format'],
@@ -98,8 +98,8 @@ async function make(program: Program, asked: Asked): Promise<void> {
     program.out.print(`Formatting '${file}', fmt=${format}${describeValues(format, values)}\n`)
     program.out.flush()
   }
-  checkCreateValues(format, values)
-  warnOfLegacy(program, values)
+  await checkCreateValues(format, values, program.signal)
+  warnOfEncryption(program, format, values)
   const { path } = plainName(file)
   refuseNameless(path)
   const options = { ...createOptionsOf(values, format), format, size: BigInt(size ?? 0), overwrite: true, signal: program.signal }

@@ -17,7 +17,7 @@ const HELP: CommandHelp = {
   usage: '[-f FMT] [-O FMT] [-U] [bs=SIZE] [count=N] [skip=N] if=SOURCE of=TARGET',
   options: [
     ROWS.format,
-    ['-O, --output-format FMT', 'format of the target: qcow2 or raw (default raw)'],
+    ['-O, --output-format FMT', 'format of the target: qcow2, raw or luks (default raw)'],
     ROWS.share,
     ROWS.gate,
     ['bs=SIZE', 'bytes a block (default 512)'],

@@ -17,7 +17,7 @@ const HELP: CommandHelp = {
   summary: 'Calculate the file size that a new image will need.',
   usage: '[-O FMT] [-o OPTIONS] [-f FMT] [-l SNAPSHOT] [-U] [--output human|json] (--size SIZE | FILE)',
   options: [
-    ['-O, --target-format FMT', 'format of the new image: qcow2 or raw (default raw)'],
+    ['-O, --target-format FMT', 'format of the new image: qcow2, raw or luks (default raw)'],
     ['-o, --options KEY=VALUE,…', 'its options, as for create'],
     ['--size SIZE', 'measure an empty image of this size'],
     ROWS.format,
@@ -69,7 +69,7 @@ export async function measure(program: Program, words: readonly string[]): Promi
 }
 
 async function measureSize(program: Program, size: bigint, target: string, list: string | undefined): Promise<MeasureResult> {
-  const options = targetOptions(program, target, list)
+  const options = await targetOptions(program, target, list)
   try {
     return await library().measure({ size }, { ...options, signal: program.signal })
   } catch (error) {
@@ -95,7 +95,7 @@ async function measureFile(program: Program, file: string, asked: Asked): Promis
   const snapshot = await snapshotId(program, { name, format }, asked.snapshot, source)
   let options: MeasureOptions
   try {
-    options = targetOptions(program, asked.target, asked.list)
+    options = await targetOptions(program, asked.target, asked.list)
   } catch (error) {
     throw await blame(error, [{ name, format }], { ...source, signal }, true)
   }
@@ -113,7 +113,7 @@ async function measureFile(program: Program, file: string, asked: Asked): Promis
 }
 
 /** Reads what is said about the new image. Both lines of a fault in the list are printed, as qemu-img does. */
-function targetOptions(program: Program, target: string, list: string | undefined): MeasureOptions {
+async function targetOptions(program: Program, target: string, list: string | undefined): Promise<MeasureOptions> {
   if (!isTargetFormat(target)) throw new Refusal(`Unknown file format '${target}'`)
   let values: CreateValues
   try {
@@ -123,10 +123,10 @@ function targetOptions(program: Program, target: string, list: string | undefine
     throw new Refusal(`Invalid options for file format '${target}'`)
   }
   if (target === 'raw') return { format: target }
-  if (target === 'luks') return containerOptions(values)
+  if (target === 'luks') return containerOptions(values, program.signal)
   const fault = qcow2Fault(values)
   if (fault !== undefined) throw new Refusal(fault)
-  checkSecret(values)
+  await checkSecret(values, program.signal)
   const { clusterSize, compat, refcountBits, extendedL2, preallocation, backing, encryption } = createOptionsOf(values, target)
   const options: MeasureOptions = { format: target }
   if (encryption !== undefined) options.encryption = encryption
@@ -140,8 +140,8 @@ function targetOptions(program: Program, target: string, list: string | undefine
   return options
 }
 
-function containerOptions(values: CreateValues): MeasureOptions {
-  checkCreateValues('luks', values)
+async function containerOptions(values: CreateValues, signal: AbortSignal): Promise<MeasureOptions> {
+  await checkCreateValues('luks', values, signal)
   const { encryption } = createOptionsOf(values, 'luks')
   return { format: 'luks', ...(encryption === undefined ? {} : { encryption }) }
 }
