@@ -87,6 +87,32 @@ test('containers are converted to and from, compared, measured, resized and dige
   await over.read(buffer, { position: 1_250_000 })
   t.true(buffer.equals(model.subarray(1_250_000, 1_254_096)))
   await over.close()
+  // A function could not answer that a backing file is a container, and the command line asks one.
+  const answered = await open(at('over.qcow2'), { secret: SECRET, backingFiles: ({ path }) => ({ path, format: 'luks' }) })
+  await answered.read(buffer, { position: 1_250_000 })
+  t.true(buffer.equals(model.subarray(1_250_000, 1_254_096)))
+  await answered.close()
+  writeFileSync(at('key'), SECRET)
+  const ways = [
+    ['convert', ...O, '-O', 'raw', '--image-opts', 'driver=qcow2,file.filename=over.qcow2,backing.key-secret=s', '1.raw'],
+    ['convert', ...O, '-O', 'raw', 'json:{"driver":"qcow2","file":{"driver":"file","filename":"over.qcow2"},"backing":{"key-secret":"s"}}', '2.raw'],
+    ['convert', '--passphrase-file', 'key', '-O', 'raw', 'over.qcow2', '3.raw'],
+  ]
+  for (const [index, words] of ways.entries()) {
+    const found = await answer('qcow2', words, { cwd: folder, ours: true })
+    t.deepEqual([found.code, found.stderr], [0, ''])
+    t.true(
+      readFileSync(at(`${index + 1}.raw`))
+        .subarray(0, model.length)
+        .equals(model),
+    )
+    if (index < 2) await must('qemu-img', words, { cwd: folder })
+    t.true(
+      readFileSync(at(`${index + 1}.raw`))
+        .subarray(0, model.length)
+        .equals(model),
+    )
+  }
 })
 
 test('a header may be a file of its own', async (t) => {

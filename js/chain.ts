@@ -201,7 +201,7 @@ function recordedFormat(file: NamedFile, layer: LayerDescription): Format {
   }
   throw new Qcow2Error(
     'ERR_QCOW2_BACKING_FORMAT_UNKNOWN',
-    `${nameOf(layer)} says that its backing file '${printable(file.name)}' is '${printable(format)}': only qcow2 and raw are read`,
+    `${nameOf(layer)} says that its backing file '${printable(file.name)}' is '${printable(format)}': only qcow2, raw and luks are read`,
     { ...pathOf(layer), details },
   )
 }

@@ -8,7 +8,7 @@ import { dirname, isAbsolute, relative, sep } from 'node:path'
 import { promisify } from 'node:util'
 import type { Identity } from './boundary.js'
 import { fromSystem, invalid, Qcow2Error } from './errors.js'
-import { oneOf, type Rule, text } from './options.js'
+import { format, oneOf, type Rule, text } from './options.js'
 import { printable } from './printable.js'
 import { kindOf } from './sizes.js'
 import type { BackingFiles, Format, GateAnswer, LayerDescription, NamedFile } from './types.js'
@@ -72,7 +72,7 @@ function asking(decide: Extract<BackingFiles, (...words: never[]) => unknown>): 
       throw invalid('backingFiles', `backingFiles must answer true, false, a path or { path, format }: it answered ${kindOf(answer)}`)
     }
     const path = text(answer.path, 'path in the answer of backingFiles')
-    return { path, shown: path, format: oneOf('qcow2', 'raw')(answer.format, 'format in the answer of backingFiles'), devices: true, judged: false }
+    return { path, shown: path, format: format(answer.format, 'format in the answer of backingFiles'), devices: true, judged: false }
   }
 }
 

@@ -101,6 +101,9 @@ export function oneOf<const W extends string>(...words: W[]): Rule<W> {
   }
 }
 
+/** The rule for every option that names a format. */
+export const format = oneOf('qcow2', 'raw', 'luks')
+
 /** Text that names something: not empty, and without the NUL that would end it early for the system. */
 export const text: Rule<string> = (value, name) => {
   if (typeof value !== 'string') throw invalid(name, `${name} must be text: it is ${kindOf(value)}`)

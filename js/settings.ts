@@ -5,13 +5,12 @@
 import type { LayerSpec } from './boundary.js'
 import { invalid } from './errors.js'
 import { type Gate, gate, sameDirectory } from './gate.js'
-import { type Checked, checkOptions, flag, integer, memorySize, oneOf, type Rule, type Rules, signal, size, text } from './options.js'
+import { type Checked, checkOptions, flag, format, integer, memorySize, oneOf, type Rule, type Rules, signal, size, text } from './options.js'
 import { secret } from './secret.js'
 import { kindOf } from './sizes.js'
 import type { CacheMode, Format, Secret } from './types.js'
 
-/** The rule for every option that names a format. */
-export const format = oneOf('qcow2', 'raw', 'luks')
+export { format }
 
 const LIMITS = {
   maxVirtualSize: size,

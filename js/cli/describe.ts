@@ -171,12 +171,18 @@ function keysOf(encrypt: Node[string] | undefined, depth: number): KeyName[] {
 /** The same of the layers below, which are those that the image names. */
 function keysBelow(backing: Node[string] | undefined, depth: number): KeyName[] {
   if (typeof backing !== 'object' || backing === null) return []
-  return [...keysOf(backing.encrypt, depth), ...keysBelow(backing.backing, depth + 1)]
+  const { encrypt, 'key-secret': id, backing: below } = backing
+  // A layer is a qcow2 image, or a LUKS container, which says it without `encrypt`.
+  const own = typeof id === 'string' ? [{ depth, id }] : keysOf(encrypt, depth)
+  return [...own, ...keysBelow(below, depth + 1)]
 }
 
 function holdsKeysAlone(backing: Node[string] | undefined): boolean {
   if (typeof backing !== 'object' || backing === null) return false
-  return Object.entries(backing).every(([key, value]) => key === 'encrypt' || (key === 'backing' && holdsKeysAlone(value)))
+  if (backing.encrypt !== undefined && backing['key-secret'] !== undefined) return false
+  return Object.entries(backing).every(
+    ([key, value]) => key === 'encrypt' || (key === 'key-secret' && typeof value === 'string') || (key === 'backing' && holdsKeysAlone(value)),
+  )
 }
 
 /** A file, or what stands for one. */
