@@ -1,5 +1,7 @@
 /** What `convert --profile` may do to its target, and what it does not make. */
+import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { existsSync, lstatSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { gunzipSync } from 'node:zlib'
@@ -108,4 +110,22 @@ test('a qcow2 file that would be too large for hetzner is refused, and nothing i
   t.is(own.code, 'ERR_QCOW2_LIMIT')
   await convert(at('empty.qcow2'), at('small.qcow2'), { ...options, sourceFormat: 'qcow2' })
   t.true(existsSync(at('small.qcow2')))
+})
+
+// Elsewhere the file has a name while it is made.
+const onLinux = process.platform === 'linux' ? test : test.skip
+
+onLinux('of a gzip that is not finished nothing is left, even by a kill', async (t) => {
+  const { folder, at } = await sources()
+  writeFileSync(at('large'), randomBytes(64 << 20))
+  const before = readdirSync(folder).sort()
+  for (const signal of ['SIGKILL', 'SIGINT'] as const) {
+    const words = [join(__dirname, '..', 'dist', 'cli', 'main.js'), 'convert', '-p', '--profile', 'linode', '-f', 'raw', 'large', 'large.gz']
+    const child = spawn(process.execPath, words, { cwd: folder, stdio: ['ignore', 'pipe', 'inherit'] })
+    const ended = once(child, 'exit')
+    // Twice: the second one does not wait for what is to be taken back.
+    child.stdout.on('data', (text: Buffer) => /\([1-9]/.test(text.toString()) && child.kill(signal) && child.kill(signal))
+    t.deepEqual(await ended, [null, signal])
+    t.deepEqual(readdirSync(folder).sort(), before, signal)
+  }
 })

@@ -42,13 +42,17 @@ export async function withGzip<T>(disk: Disk<bigint>, target: string, control: J
   }
   const fd = await open(path, 'wx', 0o600).catch((error) => Promise.reject(fromSystem(error, path)))
   process.once('exit', forget)
+  // On Linux it needs no name: not even a process that is killed leaves it.
+  const known = `/proc/self/fd/${fd}`
+  const nameless = process.platform === 'linux' && fs.existsSync(known)
+  if (nameless) forget()
   try {
     const size = await compress(disk, fd, control).catch((error) => Promise.reject(error instanceof Qcow2Error ? error : fromSystem(error, path)))
-    return await use({ path, ...size })
+    return await use({ path: nameless ? known : path, ...size })
   } finally {
     process.off('exit', forget)
     await close(fd)
-    await unlink(path).catch(() => {})
+    if (!nameless) await unlink(path).catch(() => {})
   }
 }
 
