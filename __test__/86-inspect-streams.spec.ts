@@ -1,4 +1,5 @@
 /** What `inspect` makes of streams that behave badly, and of files that would keep it busy. */
+import { getEventListeners } from 'node:events'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { PassThrough, Readable } from 'node:stream'
@@ -126,6 +127,8 @@ test('many calls with one signal are no leak', async (t) => {
   await Promise.all(Array.from({ length: 30 }, () => inspect(image, { signal })))
   await new Promise((resolve) => setImmediate(resolve))
   process.off('warning', listen)
+  // Of a signal that is made of others Node.js lets go when nobody listens.
+  t.deepEqual(getEventListeners(signal, 'abort'), [])
   t.deepEqual(
     warnings.filter(({ name }) => name === 'MaxListenersExceededWarning'),
     [],

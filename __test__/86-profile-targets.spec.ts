@@ -89,6 +89,11 @@ test('a raw disk that begins as an image is not made for anybody', async (t) => 
   const found = await answer('qcow2', ['digest', '-m', 'base.qcow2', 'overlay.qcow2'], { cwd: folder, ours: true })
   // The manifest of an overlay replaced its backing file.
   t.deepEqual([found.code, found.stderr], [1, "qcow2: The manifest 'base.qcow2' would replace a file of the image\n"])
+  // What a link names is written, also where that is not there yet.
+  symlinkSync('manifest.json', at('link'))
+  t.is((await answer('qcow2', ['digest', '-m', 'link', 'overlay.qcow2'], { cwd: folder, ours: true })).code, 0)
+  t.true(lstatSync(at('link')).isSymbolicLink())
+  t.is(typeof JSON.parse(readFileSync(at('manifest.json'), 'utf8')), 'object')
 })
 
 test('a qcow2 file that would be too large for hetzner is refused, and nothing is left of it', async (t) => {

@@ -4,26 +4,37 @@
 
 import { cancelled } from './errors.js'
 
-const waiting = new WeakMap<AbortSignal, Set<() => void>>()
+interface Waiting {
+  acts: Set<() => void>
+  tell: () => void
+}
+
+const waiting = new WeakMap<AbortSignal, Waiting>()
 
 /**
  * Calls `act` when the signal aborts, until the function that is returned is called. However many wait for one signal, it has one listener: Node.js warns
- * of more than ten.
+ * of more than ten. When nobody waits any longer it has none: Node.js keeps a signal that was made of others as long as somebody listens.
  */
 export function onAbort(signal: AbortSignal, act: () => void): () => void {
-  const those = waiting.get(signal) ?? new Set()
+  const those = waiting.get(signal) ?? listen(signal)
+  those.acts.add(act)
+  return () => {
+    if (!those.acts.delete(act) || those.acts.size > 0) return
+    signal.removeEventListener('abort', those.tell)
+    if (waiting.get(signal) === those) waiting.delete(signal)
+  }
+}
+
+function listen(signal: AbortSignal): Waiting {
+  const acts = new Set<() => void>()
   const tell = (): void => {
     waiting.delete(signal)
-    for (const one of those) one()
+    for (const act of acts) act()
   }
-  if (!waiting.has(signal)) {
-    waiting.set(signal, those)
-    signal.addEventListener('abort', tell, { once: true })
-  }
-  those.add(act)
-  return () => {
-    those.delete(act)
-  }
+  signal.addEventListener('abort', tell, { once: true })
+  const those = { acts, tell }
+  waiting.set(signal, those)
+  return those
 }
 
 /** Waits for `work` until the signal aborts. The work itself goes on. */

@@ -69,9 +69,13 @@ class Kept {
 
 /** A stream that stands still ends no iteration: it is destroyed, if it can be. Nobody waits for it. */
 function letGo(stream: ByteStream, chunks: AsyncIterator<unknown> | undefined): void {
-  const { destroy } = stream as { destroy?: unknown }
-  if (typeof destroy === 'function') destroy.call(stream)
-  Promise.resolve(chunks?.return?.()).catch(() => {})
+  try {
+    const { destroy } = stream as { destroy?: unknown }
+    if (typeof destroy === 'function') destroy.call(stream)
+    Promise.resolve(chunks?.return?.()).catch(() => {})
+  } catch {
+    // What was read of it, or why not, is told.
+  }
 }
 
 function failed(cause: unknown): Qcow2Error {

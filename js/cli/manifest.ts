@@ -1,5 +1,18 @@
 /** Manifests of digests as files: a line for each stretch of leaves. */
-import { closeSync, fsyncSync, openSync, readFileSync, realpathSync, renameSync, statSync, unlinkSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  fsyncSync,
+  lstatSync,
+  openSync,
+  readFileSync,
+  readlinkSync,
+  realpathSync,
+  renameSync,
+  statSync,
+  unlinkSync,
+  writeSync,
+} from 'node:fs'
+import { dirname, resolve } from 'node:path'
 import type { DigestManifest, DigestResult } from './library.js'
 import { Refusal } from './refusal.js'
 import { strerror } from './strerror.js'
@@ -60,7 +73,9 @@ function followed(name: string): string {
   try {
     return realpathSync(name)
   } catch {
-    return name
+    // A link may name what is not there yet.
+    const there = lstatSync(name, { throwIfNoEntry: false })
+    return there?.isSymbolicLink() ? resolve(dirname(name), readlinkSync(name)) : name
   }
 }
 
