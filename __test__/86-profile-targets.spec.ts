@@ -1,5 +1,5 @@
 /** What `convert --profile` may do to its target, and what it does not make. */
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync, lstatSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -133,4 +133,24 @@ onLinux('of a gzip that is not finished nothing is left, even by a kill', async 
     t.deepEqual(await ended, [null, signal])
     t.deepEqual(readdirSync(folder).sort(), before, signal)
   }
+})
+
+onLinux('a gzip that cannot be written is told, and nothing is left of it', async (t) => {
+  const { folder, at } = await sources()
+  writeFileSync(at('large'), randomBytes(8 << 20))
+  const before = readdirSync(folder).sort()
+  const words = [
+    process.execPath,
+    join(__dirname, '..', 'dist', 'cli', 'main.js'),
+    'convert',
+    '--profile',
+    'linode',
+    '-f',
+    'raw',
+    'large',
+    'large.gz',
+  ]
+  const { status, stderr } = spawnSync('bash', ['-c', 'ulimit -f 2000; "$0" "$@"', ...words], { cwd: folder, encoding: 'utf8', timeout: 30_000 })
+  t.deepEqual([status, stderr], [1, 'qcow2: error while writing at byte 0: File too large\n'])
+  t.deepEqual(readdirSync(folder).sort(), before)
 })

@@ -5,7 +5,6 @@
 
 import * as fs from 'node:fs'
 import { basename, dirname, join } from 'node:path'
-import { finished } from 'node:stream/promises'
 import { promisify } from 'node:util'
 import { crc32, createDeflateRaw } from 'node:zlib'
 import type { Disk } from './disk.js'
@@ -74,7 +73,9 @@ async function compress(disk: Disk<bigint>, fd: number, { signal, onProgress }: 
       const { bytesRead, buffer } = await disk.read(new Uint8Array(total - at < BigInt(CHUNK) ? Number(total - at) : CHUNK), { position: at })
       const bytes = buffer.subarray(0, bytesRead)
       sum = crc32(bytes, sum)
-      if (!deflate.write(bytes)) await Promise.race([drained(deflate), written])
+      if (!deflate.write(bytes)) await drained(deflate)
+      // It is let go of by who cannot write what it gives.
+      if (deflate.destroyed) await written
       at += BigInt(bytesRead)
       if (Date.now() - told >= PAUSE || at === total) {
         told = Date.now()
@@ -82,7 +83,6 @@ async function compress(disk: Disk<bigint>, fd: number, { signal, onProgress }: 
       }
     }
     deflate.end()
-    await finished(deflate, { readable: false })
     await written
   } finally {
     deflate.destroy()
@@ -115,6 +115,13 @@ async function writeAll(fd: number, bytes: Buffer, position: number): Promise<nu
   return bytes.length
 }
 
+/** Waits until a stream takes more, or nothing any longer. */
 function drained(stream: NodeJS.WritableStream): Promise<void> {
-  return new Promise((resolve) => stream.once('drain', resolve))
+  return new Promise((resolve) => {
+    const done = (): void => {
+      stream.off('drain', done).off('close', done)
+      resolve()
+    }
+    stream.once('drain', done).once('close', done)
+  })
 }
