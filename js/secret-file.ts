@@ -35,9 +35,9 @@ const PAUSE = 20
  * @example
  * ```ts
  * import { open, readSecret } from 'qcow2'
- * const line = await readSecret('/run/secrets/disk')
- * const disk = await open('disk.qcow2', { secret: line.subarray(0, line.indexOf(10)) })
- * line.fill(0)
+ * const bytes = await readSecret('/run/secrets/disk')
+ * const disk = await open('disk.qcow2', { secret: bytes.at(-1) === 10 ? bytes.subarray(0, -1) : bytes })
+ * bytes.fill(0)
  * await disk.close()
  * ```
  */
